@@ -1,0 +1,182 @@
+//! Records that cross the kernel boundary, and nothing else.
+//!
+//! Everything here is `repr(C)`, made of integers and transparent newtypes, without padding, so
+//! that the kernel side can write a record byte by byte and the user side can read it back. There
+//! is no logic here.
+
+#![no_std]
+
+/// Deepest stack the kernel side keeps, in frames; deeper ones are cut and flagged
+/// [`STACK_TRUNCATED`].
+pub const MAX_FRAMES: usize = 128;
+
+/// The stack was deeper than [`MAX_FRAMES`]; the outermost frames are missing.
+pub const STACK_TRUNCATED: u32 = 1 << 0;
+/// The frame-pointer chain ended in memory that could not be read.
+pub const STACK_UNREADABLE: u32 = 1 << 1;
+/// The frame-pointer chain stopped going towards the outermost frame: code without frame pointers.
+pub const STACK_BROKEN: u32 = 1 << 2;
+/// The second frame was read from the top of the stack, because the innermost function had not
+/// set up a frame of its own. It looks like a return address (a `call` precedes it).
+pub const STACK_LEAF_CALLER: u32 = 1 << 3;
+
+/// Where an allocation came from.
+///
+/// For kinds that the kernel side unwinds it is a hash of the frames and a key of the `STACKS`
+/// map; for [`KIND_GO_HEAP`] it is the address of the Go runtime's own profile bucket, which holds
+/// the stack as the runtime walked it. Zero means that the stack could not be kept.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct StackId(pub u64);
+
+/// Moment on `CLOCK_MONOTONIC`, in nanoseconds (`bpf_ktime_get_ns`).
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Ktime(pub u64);
+
+/// Objects of the Go heap seen by the runtime's own sampler.
+pub const KIND_GO_HEAP: u32 = 1;
+/// Mappings made by `mmap` and `mremap`.
+pub const KIND_MMAP: u32 = 2;
+/// Memory gained by moving the program break.
+pub const KIND_BRK: u32 = 3;
+
+/// Key of the per-CPU counters: one allocation site, one kind of memory.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct SiteKey {
+    /// Where the memory was allocated.
+    pub stack: StackId,
+    /// One of the `KIND_…` constants.
+    pub kind: u32,
+    /// Zero: keeps the key free of padding.
+    pub reserved: u32,
+}
+
+/// Running totals of one site on one CPU since the attach.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SiteCounters {
+    /// Allocations.
+    pub allocs: u64,
+    /// Bytes allocated.
+    pub alloc_bytes: u64,
+    /// Frees, of objects older than the attach too.
+    pub frees: u64,
+    /// Bytes freed.
+    pub free_bytes: u64,
+}
+
+/// One live object, keyed by its address.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LiveObject {
+    /// Where it was allocated.
+    pub stack: StackId,
+    /// When it was allocated.
+    pub born: Ktime,
+    /// Its size in bytes, as the allocator rounds it.
+    pub size: u64,
+    /// Garbage collections completed between the attach and its birth.
+    pub born_gc: u32,
+    /// One of the `KIND_…` constants.
+    pub kind: u32,
+}
+
+/// A stack as the kernel side walked it: `frames[..len]`, innermost first. The first is the
+/// instruction pointer itself, the others are return addresses.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct StackRecord {
+    /// Frames in use.
+    pub len: u32,
+    /// `STACK_…` flags.
+    pub flags: u32,
+    /// Code addresses in the target.
+    pub frames: [u64; MAX_FRAMES],
+}
+
+/// A change of the target's address space, in the order in which system calls returned.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct VmEvent {
+    /// One of the `EVENT_…` constants.
+    pub event: u32,
+    /// Flags of the system call: `MAP_…` for mmap, `MREMAP_…` for mremap, otherwise zero.
+    pub flags: u32,
+    /// When the system call was entered.
+    pub entered: Ktime,
+    /// When it returned.
+    pub returned: Ktime,
+    /// Who called: the site of mmap, mremap and brk; zero for munmap.
+    pub stack: StackId,
+    /// Start of the range: the result of mmap and mremap, the first argument of munmap, the new
+    /// program break.
+    pub addr: u64,
+    /// Length as asked for, in bytes; zero for brk.
+    pub len: u64,
+    /// First argument of mremap: where the mapping was; otherwise zero.
+    pub old_addr: u64,
+    /// Second argument of mremap: the old length; otherwise zero.
+    pub old_len: u64,
+}
+
+/// `mmap` succeeded.
+pub const EVENT_MMAP: u32 = 1;
+/// `munmap` succeeded.
+pub const EVENT_MUNMAP: u32 = 2;
+/// `mremap` succeeded.
+pub const EVENT_MREMAP: u32 = 3;
+/// `brk` moved the program break.
+pub const EVENT_BRK: u32 = 4;
+/// The Go runtime finished marking: `len` is the number of collections since the attach.
+pub const EVENT_GC: u32 = 5;
+/// The target called `execve` and is another program now.
+pub const EVENT_EXEC: u32 = 6;
+
+/// Causes of loss, counted by the kernel side: index into the `LOSSES` per-CPU array.
+pub mod loss {
+    /// A record did not fit the ring buffer.
+    pub const RING_FULL: u32 = 0;
+    /// An event's stack was new and the stack map was full.
+    pub const STACK_MAP_FULL: u32 = 1;
+    /// An allocation did not fit the live-object map.
+    pub const LIVE_MAP_FULL: u32 = 2;
+    /// An event's site did not fit the counter map.
+    pub const COUNTER_MAP_FULL: u32 = 3;
+    /// A system call's arguments did not fit the map of calls under way.
+    pub const INFLIGHT_FULL: u32 = 4;
+    /// A system call returned whose entry had not been seen (it was under way at the attach, or
+    /// [`INFLIGHT_FULL`]).
+    pub const RETURN_WITHOUT_ENTRY: u32 = 5;
+    /// An event's stack was cut at the depth limit.
+    pub const STACK_TRUNCATED: u32 = 6;
+    /// An event's stack ended in unreadable memory or in code without frame pointers.
+    pub const STACK_INCOMPLETE: u32 = 7;
+    /// A freed object was not in the live-object map: older than the attach, or lost at birth.
+    pub const FREE_OF_UNSEEN: u32 = 8;
+    /// The target's memory at a probe's argument could not be read.
+    pub const ARGUMENT_UNREADABLE: u32 = 9;
+    /// Number of causes.
+    pub const COUNT: u32 = 10;
+}
+
+const _: () = assert!(size_of::<SiteKey>() == 16, "SiteKey has padding");
+const _: () = assert!(size_of::<SiteCounters>() == 32, "SiteCounters has padding");
+const _: () = assert!(size_of::<LiveObject>() == 32, "LiveObject has padding");
+const _: () = assert!(size_of::<StackRecord>() == 8 + 8 * MAX_FRAMES, "StackRecord has padding");
+const _: () = assert!(size_of::<VmEvent>() == 64, "VmEvent has padding");
+
+#[cfg(feature = "user")]
+mod user {
+    use super::{LiveObject, SiteCounters, SiteKey, StackRecord};
+
+    // SAFETY: repr(C), integers only, no padding (asserted above): any bytes are a valid value.
+    unsafe impl aya::Pod for SiteKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for SiteCounters {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for LiveObject {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for StackRecord {}
+}

@@ -1,0 +1,1 @@
+//! Interval map of the target's address space.

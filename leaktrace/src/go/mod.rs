@@ -1,0 +1,1 @@
+//! What leaktrace knows of Go binaries and the Go runtime: pure, bytes in and tables out.

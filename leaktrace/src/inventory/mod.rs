@@ -1,0 +1,1 @@
+//! What was there before the attach: Go's profile buckets, the target's memory.

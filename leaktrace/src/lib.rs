@@ -1,0 +1,17 @@
+//! leaktrace: attach to a running process and name the allocations it never frees.
+//!
+//! The modules stand in the order in which the data flows; ARCHITECTURE.md tells the whole way.
+
+pub mod target;
+pub mod go;
+pub mod plan;
+pub mod loader;
+pub mod address_space;
+pub mod drain;
+pub mod inventory;
+pub mod capture;
+pub mod live_heap;
+pub mod series;
+pub mod verdict;
+pub mod symbolize;
+pub mod report;

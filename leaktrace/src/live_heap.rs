@@ -1,0 +1,1 @@
+//! The live heap: pure functions over a decoded capture.

@@ -1,0 +1,1 @@
+//! Loads the kernel object, attaches the plan and undoes all of it.

@@ -1,0 +1,1 @@
+//! From facts about the target to a list of probes and of things that cannot be seen.

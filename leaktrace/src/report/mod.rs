@@ -1,0 +1,1 @@
+//! Renderers of the result: the report schema, text and JSON.

@@ -1,0 +1,1 @@
+//! Addresses to frames, or to a named reason why not.

@@ -1,0 +1,1 @@
+//! Whether a site leaks, and the evidence.
