@@ -38,8 +38,9 @@ const MIN_OLD_SAMPLES: f64 = 16.0;
 const MIN_OLD_MAPPINGS: f64 = 6.0;
 /// Fewer events than this are not growth, whatever their sign.
 const MIN_GROWTH_EVENTS: f64 = 5.0;
-/// Standard deviations that make growth more than turnover.
+/// Standard deviations that make growth more than turnover, and that leave it open.
 const GROWTH_Z: f64 = 3.0;
+const OPEN_Z: f64 = 2.0;
 /// Of the objects that grew old, the share that may die in a leak.
 const MAX_OLD_DEATHS: f64 = 0.15;
 /// Deaths of old objects in the last sixth of the window, as a share of what an average sixth kept,
@@ -51,8 +52,10 @@ const SLOWING_Z: f64 = 2.5;
 /// The same told by the outer thirds: last against first.
 const SLOWING_THIRDS: f64 = 0.5;
 const SLOWING_THIRDS_Z: f64 = 2.0;
-/// Last third against first that counts as having stopped.
+/// Last third against first that counts as having stopped, and the objects it takes: of fewer, none
+/// may fall into a third by chance (9: one time in forty).
 const STOPPED_THIRDS: f64 = 0.1;
+const STOPPED_ARRIVALS: f64 = 9.0;
 
 /// What a site is, by its behaviour in the window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -237,7 +240,7 @@ impl Old {
     fn stopped(&self) -> bool {
         let (first, last) = self.spread.outer_thirds();
         let middle = self.spread.total - first - last;
-        last <= STOPPED_THIRDS * first.max(middle)
+        self.spread.arrivals >= STOPPED_ARRIVALS && last <= STOPPED_THIRDS * first.max(middle)
     }
 
     fn sustained(&self) -> bool {
@@ -345,11 +348,14 @@ fn decide(facts: &Facts, old: &Old, slope: f64) -> (Verdict, Vec<String>) {
         let few = format!("too few to tell: {survivors}");
         return (Verdict::Unknown, vec![few, grew]);
     }
-    if old.growth_z() < GROWTH_Z.min(old.kept.sqrt()) || old.kept < 1.0 {
+    if old.kept < 1.0 || old.died > 0.0 && old.growth_z() < GROWTH_Z {
         let why = if old.born >= MIN_GROWTH_EVENTS && old.kept * 5.0 < old.born {
             "short-lived: most of it is dead soon after it is allocated"
+        } else if old.growth_z() >= OPEN_Z {
+            let open = "more comes than goes, but chance may do as much";
+            return (Verdict::Unknown, vec![open.into(), survivors, deaths, grew]);
         } else {
-            "as much goes as comes"
+            "what comes and what goes differ by no more than chance"
         };
         return (Verdict::Steady, vec![why.into(), survivors, deaths, grew]);
     }
