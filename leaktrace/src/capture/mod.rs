@@ -20,6 +20,7 @@ pub mod schema {
 }
 mod block;
 mod write;
+mod coarsen;
 mod read;
 #[cfg(test)]
 mod tests;

@@ -10,7 +10,7 @@ use super::block::{
     BLOCK_CLOSE, BLOCK_HEADER, BLOCK_INTERVAL, BLOCK_SYMBOLS, FORMAT_VERSION, FRAME_LEN, Frame,
     MAGIC, PREAMBLE_LEN, checksum,
 };
-use super::schema;
+use super::{coarsen, schema};
 
 /// Largest zstd window accepted, as a power of two: 8 MiB.
 const WINDOW_LOG_MAX: u32 = 23;
@@ -27,15 +27,19 @@ pub struct Limits {
     /// Bytes of memory for everything decoded, by a count of what the messages hold made before
     /// they are decoded; it errs upwards.
     pub memory_bytes: u64,
+    /// Intervals kept. Beyond, they are joined two by two, so that a capture of days keeps its
+    /// totals and loses resolution only.
+    pub intervals: usize,
 }
 
 impl Default for Limits {
-    /// 64 MiB a block, 256 MiB a message, 4 GiB in all.
+    /// 64 MiB a block, 256 MiB a message, 4 GiB in all, 4096 intervals.
     fn default() -> Self {
         Self {
             block_bytes: 64 << 20,
             message_bytes: 256 << 20,
             memory_bytes: 4 << 30,
+            intervals: 4096,
         }
     }
 }
@@ -45,8 +49,12 @@ impl Default for Limits {
 pub struct Capture {
     /// The header block.
     pub header: schema::Header,
-    /// The intervals, indexes rising; empty when the capture ended before the first.
+    /// The intervals, indexes rising; empty when the capture ended before the first. In a long
+    /// capture several of the file's are joined in one, which has the last one's index and end: a
+    /// cohort's births are in the first interval whose index is not below the cohort.
     pub intervals: Vec<schema::Interval>,
+    /// How many intervals the file has.
+    pub intervals_read: u64,
     /// The last block of symbols; none in a capture that was not closed.
     pub symbols: Option<schema::Symbols>,
     /// How the file ended.
@@ -144,12 +152,14 @@ impl Capture {
             at: 0,
             limits,
             memory_left: limits.memory_bytes,
+            intervals_charge: 0,
         };
         blocks.preamble()?;
         let header = blocks.header()?;
         let mut capture = Self {
             header,
             intervals: Vec::new(),
+            intervals_read: 0,
             symbols: None,
             how_it_ended: Ended::Truncated { at: blocks.at },
             notes: Vec::new(),
@@ -203,7 +213,9 @@ impl Capture {
         match block_type {
             BLOCK_HEADER => return Err(Damage::Order("a second header block")),
             BLOCK_INTERVAL => {
+                let before = blocks.memory_left;
                 let interval: schema::Interval = blocks.decode(payload)?;
+                blocks.intervals_charge += before - blocks.memory_left;
                 if self
                     .intervals
                     .last()
@@ -212,6 +224,12 @@ impl Capture {
                     return Err(Damage::Order("the interval's index does not rise"));
                 }
                 self.intervals.push(interval);
+                self.intervals_read += 1;
+                let limit = blocks.limits.intervals.max(4);
+                if self.intervals.len() > limit {
+                    self.intervals = coarsen::halve(std::mem::take(&mut self.intervals));
+                    blocks.recharge(self.intervals.iter().map(coarsen::held).sum());
+                }
             }
             BLOCK_SYMBOLS => self.symbols = Some(blocks.decode(payload)?),
             BLOCK_CLOSE => return Ok(Some(blocks.decode(payload)?)),
@@ -243,6 +261,8 @@ struct Blocks<R> {
     at: u64,
     limits: Limits,
     memory_left: u64,
+    /// What of the memory is charged for intervals.
+    intervals_charge: u64,
 }
 
 impl<R: Read> Blocks<R> {
@@ -312,6 +332,13 @@ impl<R: Read> Blocks<R> {
         self.input.by_ref().take(len).read_to_end(&mut bytes)?;
         self.at += bytes.len() as u64;
         Ok(bytes)
+    }
+
+    /// Charges the intervals anew.
+    fn recharge(&mut self, bytes: u64) {
+        let bytes = bytes.min(self.intervals_charge);
+        self.memory_left += self.intervals_charge - bytes;
+        self.intervals_charge = bytes;
     }
 
     fn decode<M: Message + Default>(&mut self, payload: &[u8]) -> Result<M, Damage> {

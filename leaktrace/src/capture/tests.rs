@@ -3,7 +3,10 @@ use std::io::{self, Write};
 use proptest::prelude::*;
 
 use super::block::{Frame, MAGIC, checksum};
-use super::schema::{Close, End, Header, Interval, Kind, Memory, Site, SiteDelta, Symbols, Target};
+use super::schema::{
+    Close, CohortFrees, End, GoBucket, Header, Interval, Kind, Memory, Site, SiteDelta, Symbols,
+    Target,
+};
 use super::{Capture, CaptureWriter, Damage, Ended, Limits, ReadError, WriteError};
 
 fn header() -> Header {
@@ -189,6 +192,7 @@ fn bombs_cost_bounded_memory() {
         block_bytes: 1 << 20,
         message_bytes: 1 << 20,
         memory_bytes: 8 << 20,
+        ..Limits::default()
     };
     let zeros = zstd::bulk::compress(&vec![0; 4 << 20], 3).unwrap();
     let empty_deltas = zstd::bulk::compress(&[0x32, 0].repeat(400_000), 3).unwrap();
@@ -320,4 +324,96 @@ proptest! {
         let capture = Capture::read(forged.as_slice());
         prop_assert!(capture.is_ok(), "the header is intact: {:?}", capture.err());
     }
+}
+
+/// A long capture is joined into fewer intervals, keeps every total, and stays within a memory that
+/// its intervals would exceed many times.
+#[test]
+fn long_captures_are_joined() {
+    let mut writer = CaptureWriter::new(Vec::new()).unwrap();
+    writer.header(&header()).unwrap();
+    for index in 0..10_000_u32 {
+        let freed = CohortFrees {
+            cohort: index.saturating_sub(3),
+            objects: 1,
+            bytes: 64,
+        };
+        let delta = |site| SiteDelta {
+            site,
+            allocs: 2,
+            alloc_bytes: 128,
+            frees: 1,
+            free_bytes: 64,
+            freed: vec![freed],
+        };
+        let bucket = GoBucket {
+            site: 7,
+            allocs: index.into(),
+            ..GoBucket::default()
+        };
+        let interval = Interval {
+            deltas: (0..20).map(delta).collect(),
+            go_buckets: vec![bucket],
+            ..interval(index)
+        };
+        writer
+            .interval(&Interval {
+                sites: Vec::new(),
+                ..interval
+            })
+            .unwrap();
+    }
+    let bytes = writer.close(&close()).unwrap();
+    let limits = Limits {
+        intervals: 100,
+        memory_bytes: 8 << 20,
+        ..Limits::default()
+    };
+    let capture = Capture::read_within(bytes.as_slice(), limits).unwrap();
+    assert_eq!(capture.how_it_ended, Ended::Closed(close()));
+    assert_eq!(capture.intervals_read, 10_000);
+    assert!(
+        (50..=101).contains(&capture.intervals.len()),
+        "{}",
+        capture.intervals.len()
+    );
+    assert_eq!(capture.intervals[0].index, 0);
+    assert_eq!(
+        capture.intervals[0].deltas[0].allocs, 2,
+        "the attach stays by itself"
+    );
+    assert_eq!(capture.intervals.last().unwrap().index, 9_999);
+    assert_eq!(
+        capture.intervals.last().unwrap().go_buckets[0].allocs,
+        9_999
+    );
+    let deltas = || {
+        capture
+            .intervals
+            .iter()
+            .flat_map(|i| &i.deltas)
+            .filter(|d| d.site == 3)
+    };
+    assert_eq!(deltas().map(|delta| delta.allocs).sum::<u64>(), 20_000);
+    assert_eq!(
+        deltas()
+            .flat_map(|d| &d.freed)
+            .map(|freed| freed.objects)
+            .sum::<u64>(),
+        10_000
+    );
+    let listed = deltas().map(|delta| delta.freed.len()).max();
+    assert!(listed < Some(20), "cohorts are joined too: {listed:?}");
+    let small = Limits {
+        intervals: 20_000,
+        ..limits
+    };
+    let capture = Capture::read_within(bytes.as_slice(), small).unwrap();
+    assert!(matches!(
+        capture.how_it_ended,
+        Ended::Torn {
+            reason: Damage::TooLarge { what: "memory", .. },
+            ..
+        }
+    ));
 }

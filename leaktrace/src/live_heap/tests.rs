@@ -20,6 +20,7 @@ fn capture(intervals: Vec<Interval>) -> Capture {
             target: Some(target),
             ..Header::default()
         },
+        intervals_read: intervals.len() as u64,
         intervals,
         symbols: None,
         how_it_ended: Ended::Closed(Close::default()),

@@ -284,7 +284,7 @@ fn window(capture: &Capture, heap: &LiveHeap, go: bool) -> WindowReport {
         duration_s: milli(duration_s),
         end: end.to_owned(),
         end_text,
-        intervals: capture.intervals.len() as u64,
+        intervals: capture.intervals_read,
         gc_cycles: go.then(|| {
             heap.timeline
                 .collections

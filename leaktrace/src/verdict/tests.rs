@@ -154,6 +154,7 @@ impl World {
         }
         Capture {
             header: Header::default(),
+            intervals_read: intervals.len() as u64,
             intervals,
             symbols: None,
             how_it_ended: Ended::Closed(Close::default()),
