@@ -1,6 +1,6 @@
 //! Reports as text and JSON.
 //!
-//! [`build`] makes a [`Report`] from a decoded capture and the symbols of its addresses: sites put
+//! [`build()`] makes a [`Report`] from a decoded capture and the symbols of its addresses: sites put
 //! together, judged and ranked, with everything that was lost or cannot be seen. [`json`] and
 //! [`text`] write it.
 //!

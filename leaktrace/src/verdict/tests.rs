@@ -355,6 +355,24 @@ fn full_caches_are_steady() {
     .at_least(0.93, &[Steady]);
 }
 
+/// A leak elsewhere makes the heap grow, so that collections become rare: what a cache has evicted
+/// stays uncollected for long.
+#[test]
+fn rare_collections_do_not_make_leaks() {
+    for gc_growth in [1.1, 1.2, 1.35, 1.6] {
+        let growing = World { gc_s: 0.5, gc_growth, ..MINUTE };
+        println!("{} collections", growing.collections().len());
+        for (rate, capacity) in [(2.0, 20.0), (2.0, 60.0), (2.0, 600.0), (10.0, 100.0)] {
+            tally("full cache in a growing heap", growing, |r| {
+                cache(r, rate * MIB, capacity * MIB, -2.0 * capacity / rate, 60.0)
+            })
+            .at_most(0.01, &[Leak]);
+        }
+        tally("leak in a growing heap", growing, |r| leak(r, 2.0 * MIB, 60.0))
+            .at_most(0.0, &[Steady]);
+    }
+}
+
 /// A cache that fills while it is watched. Once it slows down, or has begun to evict, it is no leak;
 /// a constant rate without an eviction is the case that cannot be told apart, and is `leak`'s own
 /// last line of evidence.
