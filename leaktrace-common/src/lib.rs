@@ -169,7 +169,7 @@ const _: () = assert!(size_of::<VmEvent>() == 64, "VmEvent has padding");
 
 #[cfg(feature = "user")]
 mod user {
-    use super::{LiveObject, SiteCounters, SiteKey, StackRecord};
+    use super::{LiveObject, SiteCounters, SiteKey, StackRecord, VmEvent};
 
     // SAFETY: repr(C), integers only, no padding (asserted above): any bytes are a valid value.
     unsafe impl aya::Pod for SiteKey {}
@@ -179,4 +179,6 @@ mod user {
     unsafe impl aya::Pod for LiveObject {}
     // SAFETY: as above.
     unsafe impl aya::Pod for StackRecord {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for VmEvent {}
 }
