@@ -56,6 +56,11 @@ impl Kernel {
         })
     }
 
+    /// Records that the ring buffer can hold.
+    pub fn ring_records(&self) -> u32 {
+        self.sizes.ring_records()
+    }
+
     /// Takes the next record out of the ring buffer.
     pub fn next_event(&mut self) -> Option<VmEvent> {
         loop {

@@ -54,9 +54,14 @@ impl Sites {
         })
     }
 
-    /// The site of a Go profile bucket, if it has been met.
-    pub(super) fn known_bucket(&self, address: StackId) -> Option<u32> {
-        self.ids.get(&(KIND_GO_HEAP, address)).copied()
+    /// The site of the Go profile bucket at that address. If the profile could not be read since
+    /// the bucket was made, the site has no frames and says so.
+    pub(super) fn of_bucket(&mut self, address: StackId) -> u32 {
+        self.intern(KIND_GO_HEAP, address, || schema::Site {
+            incomplete: "the runtime's profile bucket could not be read".to_owned(),
+            logical: true,
+            ..schema::Site::default()
+        })
     }
 
     /// The sites that are new since the last call.

@@ -84,28 +84,32 @@ fn uprobe(go: &GoFacts<'_>, hook: &Hook) -> Result<Uprobe, String> {
         .binary
         .code(&function)
         .ok_or_else(|| format!("the code of `{name}` is not in the executable"))?;
-    let place = placement::place(code, function.entry, keep)
-        .map_err(|error| format!("no place for a probe in `{name}`: {error}"))?;
+    // A single-stepped place is dear, but these hooks fire once in `MemProfileRate` bytes.
+    let place = placement::place(code, function.entry, keep).or_else(|error| {
+        let reason = format!("no place for a probe in `{name}`: {error}");
+        error.single_step.ok_or(reason)
+    })?;
     let file_offset = go
         .binary
         .link_address_to_file_offset(function.entry)
         .ok_or_else(|| format!("`{name}` lies outside the executable's segments"))?;
-    let through_place = place.offset + place.len;
+    // Longest instruction of x86.
+    const MAX_INSTRUCTION: usize = 15;
+    let compared = code.len().min(place.offset as usize + MAX_INSTRUCTION);
     Ok(Uprobe {
         program,
         function: name,
-        file_offset: file_offset + place.offset as u64,
-        address: (function.entry + place.offset as u64).wrapping_add(go.bias),
-        code: code[..through_place].to_vec(),
+        file_offset: file_offset + place.offset,
+        address: (function.entry + place.offset).wrapping_add(go.bias),
+        code: code[..compared].to_vec(),
         code_address: function.entry.wrapping_add(go.bias),
         reason: format!(
             "{purpose}; at +{:#x} `{}`, {}",
             place.offset,
             place.instruction,
-            if place.is_emulated() {
-                "emulated by the kernel, about 0.5 µs a hit"
-            } else {
-                "single-stepped, up to 16 µs a hit"
+            match place.class {
+                placement::Class::SingleStep => "single-stepped, up to 16 µs a hit",
+                _ => "emulated by the kernel, about 0.5 µs a hit",
             }
         ),
     })

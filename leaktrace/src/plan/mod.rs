@@ -68,8 +68,8 @@ pub struct Uprobe {
     pub file_offset: u64,
     /// Its address in the process.
     pub address: u64,
-    /// The function's first bytes up to and including the instruction, as the file has them. The
-    /// process must have the same before a probe may be placed.
+    /// The function's first bytes, past the instruction, as the file has them. The process must
+    /// have the same before a probe may be placed.
     pub code: Vec<u8>,
     /// Address in the process of the first byte of `code`.
     pub code_address: u64,

@@ -1,0 +1,133 @@
+//! What was typed, and what is needed.
+
+use std::{path::PathBuf, time::Duration};
+
+use clap::{Parser, Subcommand, ValueEnum};
+use jiff::SignedDuration;
+use leaktrace::{loader::MapSizes, plan::Families, record, report};
+
+/// Attach to a running process and name the allocations it never frees.
+#[derive(Parser)]
+#[command(version, max_term_width = 100, after_help = EXIT_CODES)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+const EXIT_CODES: &str = "\
+Exit codes: 0 done; 1 failed; 2 usage; 3 leaks found with --fail-on-leak; 4 target gone before \
+attach; 5 not permitted; 6 not supported here (kernel, target)";
+
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// Attach to a process, record until -d, its exit or Ctrl-C, then print the top sites.
+    #[command(visible_alias = "attach")]
+    Record(Record),
+    /// Show what a capture file says.
+    Report(Report),
+}
+
+#[derive(clap::Args)]
+pub(crate) struct Record {
+    /// Process to attach to.
+    #[arg(short, long, value_name = "PID", value_parser = clap::value_parser!(i32).range(1..))]
+    pid: i32,
+    /// Capture file; it must not exist [default: leaktrace-COMM-PID-UTC.leaktrace]
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// How long to record [default: until the target exits or Ctrl-C].
+    #[arg(short, long, value_parser = duration)]
+    duration: Option<Duration>,
+    /// Length of an interval: the resolution of the series and of ages.
+    #[arg(long, default_value = "1s", value_parser = interval)]
+    interval: Duration,
+    /// Families of probes: auto, or some of vm,go.
+    #[arg(long, value_delimiter = ',', default_value = "auto")]
+    probe: Vec<Family>,
+    /// Say nothing but errors.
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Family {
+    /// All that the target has.
+    Auto,
+    /// mmap, munmap, mremap and brk.
+    Vm,
+    /// The Go runtime's heap sampler and its collections.
+    Go,
+}
+
+impl Record {
+    pub(crate) fn options(&self) -> record::Options {
+        let has = |family| self.probe.contains(&family) || self.probe.contains(&Family::Auto);
+        record::Options {
+            pid: self.pid,
+            file: self.output.clone(),
+            duration: self.duration,
+            interval: self.interval,
+            families: Families {
+                vm: has(Family::Vm),
+                go: has(Family::Go),
+            },
+            sizes: MapSizes::default(),
+        }
+    }
+}
+
+#[derive(clap::Args)]
+pub(crate) struct Report {
+    /// Capture file.
+    pub(crate) file: PathBuf,
+    /// Form of the result.
+    #[arg(long, value_enum, default_value = "text")]
+    pub(crate) format: Format,
+    /// How many sites to show.
+    #[arg(short = 'n', long = "sites", default_value = "20", value_name = "N")]
+    pub(crate) sites: usize,
+    /// Age from which a surviving object counts as kept for long.
+    #[arg(long, default_value = "30s", value_parser = duration)]
+    older: Duration,
+    /// Only sites of this kind.
+    #[arg(long, value_enum)]
+    kind: Option<report::Kind>,
+    /// Only sites with one of these verdicts.
+    #[arg(long, value_enum, value_delimiter = ',')]
+    verdict: Vec<report::Verdict>,
+    /// Exit with 3 if any site is a leak.
+    #[arg(long)]
+    pub(crate) fail_on_leak: bool,
+}
+
+impl Report {
+    pub(crate) fn options(&self) -> report::ReportOptions {
+        todo!()
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    Text,
+    Json,
+}
+
+/// `10s`, `5m`, `1h`, `1h30m`.
+fn duration(text: &str) -> Result<Duration, String> {
+    let parsed: SignedDuration = text
+        .parse()
+        .map_err(|_| "give a duration such as 10s, 5m or 1h".to_owned())?;
+    match Duration::try_from(parsed) {
+        Ok(duration) if !duration.is_zero() => Ok(duration),
+        _ => Err("the duration must be longer than zero".to_owned()),
+    }
+}
+
+fn interval(text: &str) -> Result<Duration, String> {
+    const SHORTEST: Duration = Duration::from_millis(10);
+    duration(text).and_then(|interval| {
+        (interval >= SHORTEST)
+            .then_some(interval)
+            .ok_or_else(|| "the interval must be at least 10ms".to_owned())
+    })
+}
