@@ -151,8 +151,8 @@ pub mod loss {
     pub const RETURN_WITHOUT_ENTRY: u32 = 5;
     /// An event's stack was cut at the depth limit.
     pub const STACK_TRUNCATED: u32 = 6;
-    /// An event's stack ended in unreadable memory or in code without frame pointers.
-    pub const STACK_INCOMPLETE: u32 = 7;
+    /// An event's stack could not be walked at all: its registers could not be read.
+    pub const STACK_UNREADABLE: u32 = 7;
     /// A freed object was not in the live-object map: older than the attach, or lost at birth.
     pub const FREE_OF_UNSEEN: u32 = 8;
     /// The target's memory at a probe's argument could not be read.

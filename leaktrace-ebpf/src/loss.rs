@@ -15,7 +15,7 @@ pub enum Loss {
     InflightFull = loss::INFLIGHT_FULL,
     ReturnWithoutEntry = loss::RETURN_WITHOUT_ENTRY,
     StackTruncated = loss::STACK_TRUNCATED,
-    StackIncomplete = loss::STACK_INCOMPLETE,
+    StackUnreadable = loss::STACK_UNREADABLE,
     FreeOfUnseen = loss::FREE_OF_UNSEEN,
     ArgumentUnreadable = loss::ARGUMENT_UNREADABLE,
 }

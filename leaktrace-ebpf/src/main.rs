@@ -19,9 +19,11 @@ mod vm;
 mod go;
 
 use aya_ebpf::{
+    EbpfContext,
     macros::{tracepoint, uprobe},
     programs::{ProbeContext, TracePointContext},
 };
+use aya_log_ebpf::warn;
 
 #[tracepoint]
 fn enter_mmap(ctx: TracePointContext) -> u32 {
@@ -87,13 +89,15 @@ fn go_gc(ctx: ProbeContext) -> u32 {
     entry(&ctx, |_| go::try_gc())
 }
 
-/// Runs `body` if the current process is the target.
+/// Runs `body` if the current process is the target. The log is for diagnosis: unless user space
+/// asks for it the kernel drops that code at load time.
 #[inline(always)]
-fn entry<C>(ctx: &C, body: impl FnOnce(&C) -> Result<(), loss::Loss>) -> u32 {
+fn entry<C: EbpfContext>(ctx: &C, body: impl FnOnce(&C) -> Result<(), loss::Loss>) -> u32 {
     if filter::is_target()
         && let Err(cause) = body(ctx)
     {
         loss::count(cause);
+        warn!(ctx, "lost an event, cause {}", cause as u32);
     }
     0
 }

@@ -7,12 +7,10 @@
 //! it points to.
 
 use aya_ebpf::{
-    EbpfContext as _,
     bindings::pt_regs,
     helpers::{
         bpf_get_current_task_btf, bpf_probe_read_kernel, bpf_probe_read_user, bpf_task_pt_regs,
     },
-    programs::TracePointContext,
 };
 use leaktrace_common::{
     MAX_FRAMES, STACK_BROKEN, STACK_LEAF_CALLER, STACK_TRUNCATED, STACK_UNREADABLE, StackId,
@@ -26,8 +24,7 @@ use crate::{
 
 /// The stack of the current system call: its id, or zero if it could not be kept (counted).
 #[inline(always)]
-pub fn of_system_call(ctx: &TracePointContext) -> StackId {
-    let _ = ctx.as_ptr();
+pub fn of_system_call() -> StackId {
     // SAFETY: no arguments; the helper returns the current task.
     let task = unsafe { bpf_get_current_task_btf() };
     // SAFETY: `task` is the current task, whose user registers were saved at kernel entry.
@@ -36,7 +33,7 @@ pub fn of_system_call(ctx: &TracePointContext) -> StackId {
     match unsafe { bpf_probe_read_kernel(regs) } {
         Ok(regs) => capture(regs.rip, regs.rsp, regs.rbp),
         Err(_) => {
-            loss::count(Loss::StackIncomplete);
+            loss::count(Loss::StackUnreadable);
             StackId(0)
         }
     }
@@ -52,9 +49,6 @@ fn capture(ip: u64, sp: u64, bp: u64) -> StackId {
     let id = walk(record, ip, sp, bp);
     if record.flags & STACK_TRUNCATED != 0 {
         loss::count(Loss::StackTruncated);
-    }
-    if record.flags & (STACK_UNREADABLE | STACK_BROKEN) != 0 {
-        loss::count(Loss::StackIncomplete);
     }
     const BPF_NOEXIST: u64 = 1;
     const EEXIST: i32 = -17;

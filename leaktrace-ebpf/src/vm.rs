@@ -65,7 +65,7 @@ pub fn try_exit_mmap(ctx: &TracePointContext) -> Result<(), Loss> {
     let Some(addr) = succeeded(result) else {
         return Ok(());
     };
-    let stack = stack::of_system_call(ctx);
+    let stack = stack::of_system_call();
     live::count_allocation(stack, KIND_MMAP, call.len);
     events::send(VmEvent {
         flags: call.flags as u32,
@@ -94,7 +94,7 @@ pub fn try_exit_mremap(ctx: &TracePointContext) -> Result<(), Loss> {
     let Some(addr) = succeeded(result) else {
         return Ok(());
     };
-    let stack = stack::of_system_call(ctx);
+    let stack = stack::of_system_call();
     live::count_allocation(stack, KIND_MMAP, call.new_len.saturating_sub(call.len));
     events::send(VmEvent {
         flags: call.flags as u32,
@@ -113,7 +113,7 @@ pub fn try_exit_brk(ctx: &TracePointContext) -> Result<(), Loss> {
     if call.addr == 0 || result as u64 != call.addr {
         return Ok(());
     }
-    let stack = stack::of_system_call(ctx);
+    let stack = stack::of_system_call();
     live::count_allocation(stack, KIND_BRK, 0);
     events::send(VmEvent {
         addr: call.addr,

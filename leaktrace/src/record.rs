@@ -22,7 +22,6 @@ use crate::{
     inventory::Buckets,
     loader::{Loaded, MapSizes, check_host, ensure_tracefs},
     plan::{Facts, Families, GoFacts, Plan},
-    symbolize,
     target::{AddressMap, Target, maps::Modules},
 };
 
@@ -43,6 +42,8 @@ pub struct Options {
     pub families: Families,
     /// Sizes of the kernel's maps.
     pub sizes: MapSizes,
+    /// Write the kernel side's diagnostic log to stderr.
+    pub kernel_log: bool,
 }
 
 /// What came of it.
@@ -85,14 +86,20 @@ async fn run(options: &Options, progress: &mut dyn Progress) -> Result<Recorded>
     let mut terminate = signal(SignalKind::terminate()).context("failed to catch SIGTERM")?;
 
     let target = Target::open(options.pid)?;
-    let exit = AsyncFd::with_interest(target.pidfd(), Interest::READABLE)
+    // SAFETY: `target` owns the pidfd and outlives the registration.
+    let exit = unsafe { AsyncFd::register_with_interest(target.pidfd(), Interest::READABLE) }
+        .map_err(io::Error::from)
         .context("failed to watch the target's pidfd")?;
     let plan = make_plan(&target, options.families);
     let path = match &options.file {
         Some(path) => path.clone(),
         None => default_file(&target),
     };
-    let mut loaded = Loaded::load(target.pid, &plan, options.sizes)?;
+    let mut loaded = Loaded::load(target.pid, &plan, options.sizes, options.kernel_log)?;
+    let mut kernel_log = options
+        .kernel_log
+        .then(|| loaded.kernel_log())
+        .transpose()?;
     let mut writer = CaptureWriter::new(create(&path)?)
         .with_context(|| format!("failed to write `{}`", path.display()))?;
 
@@ -125,7 +132,12 @@ async fn run(options: &Options, progress: &mut dyn Progress) -> Result<Recorded>
                 let interval = session.interval(&mut writer)?;
                 progress.interval(&interval);
             }
-            _ = event_ticks.tick() => session.drain.take_events(),
+            _ = event_ticks.tick() => {
+                session.drain.take_events();
+                if let Some(log) = &mut kernel_log {
+                    log.flush();
+                }
+            }
         }
         if session.drain.target_called_exec() {
             session.limit(
@@ -150,7 +162,6 @@ struct Session<'a> {
     drain: Drain,
     modules: Modules,
     mappings: Vec<schema::Mapping>,
-    addresses: symbolize::Addresses,
     limits: Vec<schema::Limit>,
     start: Instant,
     intervals: u32,
@@ -167,9 +178,7 @@ fn attach<'a>(
     let kernel = Kernel::take(loaded, options.sizes)?;
     loaded.attach(plan, target)?;
     let start = Instant::now();
-    let start_unix_ns = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_nanos() as u64);
+    let clocks = (unix_ns(), monotonic_ns());
     // After the probes are live, so that nothing falls between: events of mappings that are
     // already in this picture change it to the same again.
     let map = target.address_map()?;
@@ -178,14 +187,13 @@ fn attach<'a>(
         .clone()
         .map(|sampler| Sampler::new(Buckets::new(target.memory, sampler)));
     writer
-        .header(&header(options, target, plan, start_unix_ns))
+        .header(&header(options, target, plan, clocks))
         .context("failed to write the capture's header")?;
     let mut session = Session {
         target,
         drain: Drain::new(kernel, address_space(target, &map), sampler),
         modules: Modules::default(),
         mappings: Vec::new(),
-        addresses: symbolize::Addresses::default(),
         limits: Vec::new(),
         start,
         intervals: 0,
@@ -206,9 +214,6 @@ impl Session<'_> {
             mapped: memory.mapped,
             ..schema::Memory::default()
         });
-        for site in &interval.sites {
-            self.addresses.add(site);
-        }
         if self.intervals == 0 || self.in_unknown_code(&interval.sites) {
             self.find_mappings(&mut interval);
         }
@@ -263,9 +268,120 @@ impl Session<'_> {
         });
     }
 
-    fn close(self, mut writer: CaptureWriter<File>, end: schema::End) -> Result<()> {
-        todo!()
+    fn close(self, writer: CaptureWriter<File>, end: schema::End) -> Result<()> {
+        let close = schema::Close {
+            end: end.into(),
+            t_ns: self.t_ns,
+            intervals: self.intervals,
+            events: self.drain.events(),
+            losses: self.drain.losses(),
+            limits: self.limits,
+        };
+        let file = writer
+            .close(&close)
+            .context("failed to close the capture")?;
+        file.sync_all().context("failed to close the capture")
     }
+}
+
+fn header(
+    options: &Options,
+    target: &Target,
+    plan: &Plan,
+    (start_unix_ns, start_monotonic_ns): (u64, u64),
+) -> schema::Header {
+    let limit = |limit: &crate::plan::Limit| schema::Limit {
+        what: limit.what.clone(),
+        reason: limit.reason.clone(),
+    };
+    schema::Header {
+        tool_version: env!("CARGO_PKG_VERSION").to_owned(),
+        start_unix_ns,
+        start_monotonic_ns,
+        interval_ns: options.interval.as_nanos() as u64,
+        kernel_release: rustix::system::uname().release().to_string_lossy().into_owned(),
+        target: Some(target.describe()),
+        probes: probes(target, plan),
+        limits: plan.limits.iter().map(limit).collect(),
+    }
+}
+
+fn probes(target: &Target, plan: &Plan) -> Vec<schema::Probe> {
+    let tracepoints = plan.tracepoints.iter().map(|tracepoint| schema::Probe {
+        name: format!("{}:{}", tracepoint.category, tracepoint.name),
+        reason: "tracepoint".to_owned(),
+        ..schema::Probe::default()
+    });
+    let uprobes = plan.uprobes.iter().map(|probe| schema::Probe {
+        name: probe.function.to_owned(),
+        module: target.exe.clone(),
+        file_offset: probe.file_offset,
+        reason: probe.reason.clone(),
+    });
+    tracepoints.chain(uprobes).collect()
+}
+
+/// The address space at the attach.
+fn address_space(target: &Target, map: &AddressMap) -> AddressSpace {
+    let mut space = AddressSpace::new(rustix::param::page_size() as u64);
+    let mut program_break = target.start_brk;
+    for (start, end, heap) in map.ranges() {
+        space.preexisting(start, end, heap);
+        if heap {
+            program_break = Some(program_break.map_or(end, |at| at.max(end)));
+        }
+    }
+    if let Some(address) = program_break {
+        space.program_break(address);
+    }
+    space
+}
+
+/// Makes the file, for its owner alone, where nothing is yet.
+fn create(path: &Path) -> Result<File> {
+    use std::os::unix::fs::OpenOptionsExt as _;
+    let name = path.display();
+    File::options()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .custom_flags(nix::libc::O_NOFOLLOW)
+        .open(path)
+        .map_err(|error| match error.kind() {
+            io::ErrorKind::AlreadyExists if path.is_symlink() => {
+                anyhow::anyhow!("`{name}` is a symbolic link: give another file with -o")
+            }
+            io::ErrorKind::AlreadyExists => {
+                anyhow::anyhow!("`{name}` exists already: give another file with -o, or remove it")
+            }
+            io::ErrorKind::NotFound => {
+                anyhow::anyhow!("the directory of `{name}` does not exist: make it first")
+            }
+            _ => anyhow::Error::new(error).context(format!("failed to make `{name}`")),
+        })
+}
+
+/// `leaktrace-COMM-PID-UTC.leaktrace`, with nothing in COMM that a shell or a path minds.
+fn default_file(target: &Target) -> PathBuf {
+    let comm: String = target
+        .comm
+        .chars()
+        .map(|c| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '_' })
+        .collect();
+    let utc = jiff::Timestamp::now().strftime("%Y%m%dT%H%M%SZ");
+    PathBuf::from(format!("leaktrace-{comm}-{}-{utc}.leaktrace", target.pid))
+}
+
+fn unix_ns() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_nanos() as u64)
+}
+
+/// `CLOCK_MONOTONIC`, the kernel side's clock.
+fn monotonic_ns() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
 
 fn make_plan(target: &Target, families: Families) -> Plan {

@@ -21,7 +21,7 @@ pub const CAUSES: [&str; loss::COUNT as usize] = [
     "calls_in_flight_full",
     "return_without_entry",
     "stack_truncated",
-    "stack_incomplete",
+    "stack_unreadable",
     "free_of_unseen",
     "argument_unreadable",
 ];

@@ -3,4 +3,4 @@
 
 mod buckets;
 
-pub use buckets::{Bucket, BucketCounts, Buckets};
+pub use buckets::{Bucket, BucketCounts, Buckets, BucketsError};

@@ -5,6 +5,7 @@
 //! with it, after `kill -9` too. With `drain` this is the only module that knows aya.
 
 mod batch;
+mod log;
 mod tracefs;
 
 use std::{fs, num::NonZeroU32};
@@ -20,7 +21,7 @@ use crate::{
     target::Target,
 };
 
-pub use self::{batch::for_each_entry, tracefs::ensure_tracefs};
+pub use self::{batch::for_each_entry, log::KernelLog, tracefs::ensure_tracefs};
 
 /// The kernel side, built by `build.rs`.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/leaktrace.bpf.o"));
@@ -154,11 +155,18 @@ pub fn check_host() -> Result<(), LoadError> {
 
 impl Loaded {
     /// Loads the object for the process `tgid`, with maps of these sizes. Attaches nothing.
+    /// `kernel_log` keeps the kernel side's diagnostic log in, see [`Loaded::kernel_log`].
     ///
     /// # Errors
     ///
     /// The kernel refuses the object.
-    pub fn load(tgid: i32, plan: &Plan, sizes: MapSizes) -> Result<Self, LoadError> {
+    pub fn load(
+        tgid: i32,
+        plan: &Plan,
+        sizes: MapSizes,
+        kernel_log: bool,
+    ) -> Result<Self, LoadError> {
+        let log_level: u8 = if kernel_log { u8::MAX } else { 0 };
         let tgid = tgid as u32;
         let layout = plan.go.as_ref().map(|go| &go.layout);
         let kind_offset = layout.map_or(0, |layout| layout.special_kind);
@@ -169,6 +177,7 @@ impl Loaded {
         let ebpf = EbpfLoader::new()
             .btf(btf.as_ref())
             .verifier_log_level(VerifierLogLevel::DISABLE)
+            .override_global(aya_log::LEVEL, &log_level, true)
             .override_global("TARGET_TGID", &tgid, true)
             .override_global("GO_SPECIAL_KIND", &kind_offset, true)
             .override_global("GO_KIND_PROFILE", &kind_profile, true)
@@ -182,6 +191,15 @@ impl Loaded {
             .load(OBJECT)
             .map_err(|source| LoadError::other("load the BPF object", source))?;
         Ok(Self { ebpf })
+    }
+
+    /// The kernel side's diagnostic log, to be written to stderr.
+    ///
+    /// # Errors
+    ///
+    /// The object has no log.
+    pub fn kernel_log(&mut self) -> Result<KernelLog, LoadError> {
+        KernelLog::take(&mut self.ebpf)
     }
 
     /// Attaches every probe of the plan, in its order.

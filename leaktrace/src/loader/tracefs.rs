@@ -4,7 +4,7 @@ use std::{fs, io, path::Path};
 
 use rustix::{
     mount::{MountFlags, MountPropagationFlags, mount, mount_change},
-    thread::{UnshareFlags, unshare},
+    thread::{UnshareFlags, unshare_unsafe},
 };
 
 use super::LoadError;
@@ -30,7 +30,8 @@ pub fn ensure_tracefs() -> Result<(), LoadError> {
 }
 
 fn private_mount(place: &str) -> io::Result<()> {
-    unshare(UnshareFlags::NEWNS)?;
+    // SAFETY: a new mount namespace takes no file descriptors or memory away from this process.
+    unsafe { unshare_unsafe(UnshareFlags::NEWNS) }?;
     mount_change(
         "/",
         MountPropagationFlags::REC | MountPropagationFlags::PRIVATE,
