@@ -32,8 +32,6 @@ pub(crate) enum Mode {
 }
 
 impl Mode {
-    pub(crate) const PURE: [Mode; 4] = [Mode::Plain, Mode::Stripped, Mode::Pie, Mode::StrippedPie];
-
     pub(crate) fn stripped(self) -> bool {
         matches!(self, Mode::Stripped | Mode::StrippedPie | Mode::StrippedCgo)
     }
