@@ -18,11 +18,12 @@ use tokio::{
 use crate::{
     address_space::AddressSpace,
     capture::{CaptureWriter, schema},
+    go::GoVariable,
     drain::{Drain, Kernel, Sampler},
     inventory::Buckets,
     loader::{Loaded, MapSizes, check_host, ensure_tracefs},
     plan::{Facts, Families, GoFacts, Plan},
-    target::{AddressMap, Target, maps::Modules},
+    target::{AddressMap, GoTarget, Target, maps::Modules},
 };
 
 /// How often the ring buffer is emptied at least.
@@ -290,6 +291,7 @@ fn header(
     plan: &Plan,
     (start_unix_ns, start_monotonic_ns): (u64, u64),
 ) -> schema::Header {
+    let rate = plan.go.as_ref().map_or(0, |go| go.sample_rate);
     let limit = |limit: &crate::plan::Limit| schema::Limit {
         what: limit.what.clone(),
         reason: limit.reason.clone(),
@@ -300,7 +302,7 @@ fn header(
         start_monotonic_ns,
         interval_ns: options.interval.as_nanos() as u64,
         kernel_release: rustix::system::uname().release().to_string_lossy().into_owned(),
-        target: Some(target.describe()),
+        target: Some(target.describe(rate)),
         probes: probes(target, plan),
         limits: plan.limits.iter().map(limit).collect(),
     }
@@ -385,20 +387,22 @@ fn monotonic_ns() -> u64 {
 }
 
 fn make_plan(target: &Target, families: Families) -> Plan {
-    use crate::go::GoVariable;
-    let go = target.go.as_ref().map(|go| GoFacts {
-        binary: &go.binary,
-        bias: go.bias,
-        sample_rate: go
-            .binary
-            .variable(GoVariable::MemProfileRate)
-            .map_err(|error| error.to_string())
-            .and_then(|found| {
-                target
-                    .memory
-                    .read_u64(found.address.wrapping_add(go.bias))
-                    .map_err(|error| error.to_string())
-            }),
+    let go = target.go.as_ref().map(|go| {
+        go.as_ref()
+            .map(|go| GoFacts {
+                binary: &go.binary,
+                bias: go.bias,
+                sample_rate: sample_rate(target, go),
+            })
+            .map_err(Clone::clone)
     });
     Plan::new(&Facts { go }, families)
+}
+
+fn sample_rate(target: &Target, go: &GoTarget) -> Result<u64, String> {
+    let found = go.binary.variable(GoVariable::MemProfileRate)?;
+    target
+        .memory
+        .read_u64(found.address.wrapping_add(go.bias))
+        .map_err(|error| error.to_string())
 }

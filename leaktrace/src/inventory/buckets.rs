@@ -9,14 +9,13 @@
 use std::collections::HashSet;
 
 use crate::{
+    go::layout::Bucket as Layout,
     plan::GoSampler,
     target::{Memory, MemoryError},
 };
 
 /// More buckets than this are not followed: the list is being misread.
 const MAX_BUCKETS: usize = 1 << 20;
-/// Deepest stack a bucket can have (`GODEBUG=profstackdepth`, runtime/runtime1.go, Go 1.23).
-const MAX_DEPTH: u64 = 1024;
 
 /// One allocation site of the Go heap profile.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -99,15 +98,14 @@ impl Buckets {
     /// The target's memory cannot be read, or what is there is not a Go heap profile.
     pub fn read(&mut self) -> Result<Vec<BucketCounts>, BucketsError> {
         self.find_new()?;
-        let layout = &self.sampler.layout;
+        let layout = self.sampler.layout.bucket;
         let addresses: Vec<u64> = self
             .buckets
             .iter()
-            .map(|bucket| {
-                bucket.address + u64::from(layout.bucket_header) + 8 * bucket.pcs.len() as u64
-            })
+            .map(|bucket| bucket.address + layout.header_size + 8 * bucket.pcs.len() as u64)
             .collect();
-        let record = 4 * layout.mem_record_cycle as usize;
+        let cycle = layout.cycle_size as usize;
+        let record = Layout::CYCLES as usize * cycle;
         // The runtime may move counts between the parts of a record while it is copied: take one
         // that reads the same twice.
         let mut blocks = self.memory.read_blocks(&addresses, record)?;
@@ -119,7 +117,6 @@ impl Buckets {
                 break;
             }
         }
-        let cycle = layout.mem_record_cycle as usize;
         Ok(blocks
             .chunks(record)
             .map(|block| counts(block, cycle))
@@ -144,23 +141,25 @@ impl Buckets {
     }
 
     fn read_bucket(&self, address: u64) -> Result<(Bucket, u64), BucketsError> {
-        let layout = &self.sampler.layout;
-        let mut header = vec![0; layout.bucket_header as usize];
+        let layout = self.sampler.layout.bucket;
+        let mut header = vec![0; layout.header_size as usize];
         self.memory.read(address, &mut header)?;
-        let depth = word(&header, layout.bucket_nstk);
-        let object_size = word(&header, layout.bucket_size);
-        if depth > MAX_DEPTH {
+        let depth = word(&header, layout.nstk);
+        if depth > layout.max_stack {
             return Err(nonsense(address, &format!("a stack of {depth} frames")));
+        }
+        if word(&header, layout.typ) != Layout::MEM_PROFILE {
+            return Err(nonsense(address, "not a bucket of the heap profile"));
         }
         let mut stack = vec![0; depth as usize * 8];
         self.memory
-            .read(address + u64::from(layout.bucket_header), &mut stack)?;
+            .read(address + layout.header_size, &mut stack)?;
         let bucket = Bucket {
             address,
-            object_size,
+            object_size: word(&header, layout.size),
             pcs: stack.chunks(8).map(|pc| word(pc, 0)).collect(),
         };
-        Ok((bucket, word(&header, layout.bucket_allnext)))
+        Ok((bucket, word(&header, layout.allnext)))
     }
 }
 
@@ -179,7 +178,7 @@ fn counts(record: &[u8], cycle: usize) -> BucketCounts {
     sums
 }
 
-fn word(bytes: &[u8], offset: u32) -> u64 {
+fn word(bytes: &[u8], offset: u64) -> u64 {
     bytes
         .get(offset as usize..)
         .and_then(|rest| rest.first_chunk())

@@ -17,6 +17,7 @@ use aya::{
 use leaktrace_common::VmEvent;
 
 use crate::{
+    go::layout::Special,
     plan::{Plan, Uprobe},
     target::Target,
 };
@@ -169,10 +170,13 @@ impl Loaded {
         let log_level: u8 = if kernel_log { u8::MAX } else { 0 };
         let tgid = tgid as u32;
         let layout = plan.go.as_ref().map(|go| &go.layout);
-        let kind_offset = layout.map_or(0, |layout| layout.special_kind);
-        let kind_profile = layout.map_or(0, |layout| layout.kind_profile);
-        let bucket_offset = layout.map_or(0, |layout| layout.special_bucket);
-        let size_offset = layout.map_or(0, |layout| layout.bucket_size);
+        let special = |field: fn(&Special) -> u64| {
+            layout.map_or(0, |layout| field(&layout.special) as u32)
+        };
+        let kind_offset = special(|special| special.kind);
+        let kind_profile = special(|special| u64::from(special.kind_profile));
+        let bucket_offset = special(|special| special.bucket);
+        let size_offset = layout.map_or(0, |layout| layout.bucket.size as u32);
         let btf = Btf::from_sys_fs().ok();
         let ebpf = EbpfLoader::new()
             .btf(btf.as_ref())

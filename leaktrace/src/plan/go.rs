@@ -1,40 +1,24 @@
 //! The part of the plan that concerns Go's heap sampler.
 
-use iced_x86::Register;
-
 use super::{GoFacts, GoSampler, Plan, Uprobe, placement};
-use crate::go::{GoVariable, Layout};
+use crate::go::{
+    GoVariable,
+    layout::{FREE_SPECIAL, GC_MARK_TERMINATION, Probed, SET_PROFILE_BUCKET, layout},
+};
 
 const HEAP: &str = "Go heap allocations";
 
-/// A function to probe: program, name, registers that must hold the arguments, purpose.
-type Hook = (&'static str, &'static str, &'static [Register], &'static str);
+/// A function to probe: program, function, purpose.
+type Hook = (&'static str, Probed, &'static str);
 
-/// `setprofilebucket(p RAX, b RBX)`, `freeSpecial(s RAX, p RBX, size RCX)`: runtime/mheap.go, the
-/// same in Go 1.19 to 1.27; `gcMarkTermination` is used for the moment alone: runtime/mgc.go.
 const HOOKS: [Hook; 3] = [
-    (
-        "go_sample",
-        "runtime.setprofilebucket",
-        &[Register::RAX, Register::RBX],
-        "birth of a sampled object",
-    ),
-    (
-        "go_free",
-        "runtime.freeSpecial",
-        &[Register::RAX, Register::RBX],
-        "death of a sampled object",
-    ),
-    (
-        "go_gc",
-        "runtime.gcMarkTermination",
-        &[],
-        "end of a collection's marking",
-    ),
+    ("go_sample", SET_PROFILE_BUCKET, "birth of a sampled object"),
+    ("go_free", FREE_SPECIAL, "death of a sampled object"),
+    ("go_gc", GC_MARK_TERMINATION, "end of a collection's marking"),
 ];
 
 pub(super) fn plan(go: &GoFacts<'_>, plan: &mut Plan) {
-    match go.sample_rate {
+    let rate = match go.sample_rate {
         Ok(0) => {
             return plan.limit(
                 HEAP,
@@ -43,10 +27,10 @@ pub(super) fn plan(go: &GoFacts<'_>, plan: &mut Plan) {
                  runtime takes from the kernel is traced",
             );
         }
-        Ok(_) => {}
+        Ok(rate) => rate,
         Err(ref reason) => return plan.limit(HEAP, reason.clone()),
-    }
-    match sampler(go).and_then(|sampler| Ok((sampler, hooks(go)?))) {
+    };
+    match sampler(go, rate).and_then(|sampler| Ok((sampler, hooks(go)?))) {
         Ok((sampler, uprobes)) => {
             plan.go = Some(sampler);
             plan.uprobes = uprobes;
@@ -55,17 +39,17 @@ pub(super) fn plan(go: &GoFacts<'_>, plan: &mut Plan) {
     }
 }
 
-fn sampler(go: &GoFacts<'_>) -> Result<GoSampler, String> {
+fn sampler(go: &GoFacts<'_>, sample_rate: u64) -> Result<GoSampler, String> {
     let variable = |name| {
         go.binary
             .variable(name)
             .map(|found| found.address.wrapping_add(go.bias))
-            .map_err(|error| error.to_string())
     };
     Ok(GoSampler {
         buckets: variable(GoVariable::MBuckets)?,
         rate: variable(GoVariable::MemProfileRate)?,
-        layout: Layout::of(go.binary.version()).map_err(|error| error.to_string())?,
+        sample_rate,
+        layout: layout(go.binary.version()).map_err(|error| error.to_string())?,
         bias: go.bias,
     })
 }
@@ -75,7 +59,7 @@ fn hooks(go: &GoFacts<'_>) -> Result<Vec<Uprobe>, String> {
 }
 
 fn uprobe(go: &GoFacts<'_>, hook: &Hook) -> Result<Uprobe, String> {
-    let &(program, name, keep, purpose) = hook;
+    let (program, Probed { name, .. }, purpose) = *hook;
     let function = go
         .binary
         .function(name)
@@ -85,7 +69,7 @@ fn uprobe(go: &GoFacts<'_>, hook: &Hook) -> Result<Uprobe, String> {
         .code(&function)
         .ok_or_else(|| format!("the code of `{name}` is not in the executable"))?;
     // A single-stepped place is dear, but these hooks fire once in `MemProfileRate` bytes.
-    let place = placement::place(code, function.entry, keep).or_else(|error| {
+    let place = placement::place(code, function.entry, &hook.1.registers()).or_else(|error| {
         let reason = format!("no place for a probe in `{name}`: {error}");
         error.single_step.ok_or(reason)
     })?;

@@ -6,7 +6,7 @@
 pub mod placement;
 mod go;
 
-use crate::go::{GoBinary, Layout};
+use crate::go::{GoBinary, layout::Layout};
 
 /// Which families of probes are wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,8 +19,8 @@ pub struct Families {
 
 /// What the plan is made from.
 pub struct Facts<'a> {
-    /// The Go executable, if it is one.
-    pub go: Option<GoFacts<'a>>,
+    /// The Go executable, if it is one; the error says why it could not be read as one.
+    pub go: Option<Result<GoFacts<'a>, String>>,
 }
 
 /// What is known of a Go target.
@@ -84,6 +84,8 @@ pub struct GoSampler {
     pub buckets: u64,
     /// Address in the process of `runtime.MemProfileRate`.
     pub rate: u64,
+    /// Its value when the plan was made, in bytes.
+    pub sample_rate: u64,
     /// Layouts of this Go version.
     pub layout: Layout,
     /// What to subtract from an address in the process to get a link-time address.
@@ -112,8 +114,9 @@ impl Plan {
             plan.tracepoints.extend(VM);
         }
         match &facts.go {
-            Some(go) if families.go => go::plan(go, &mut plan),
-            Some(_) => {}
+            _ if !families.go => {}
+            Some(Ok(go)) => go::plan(go, &mut plan),
+            Some(Err(reason)) => plan.limit("Go heap allocations", reason),
             None => plan.limit(
                 "allocations inside malloc and other native allocators",
                 "only the memory they take from the kernel (mmap, brk) is traced",
