@@ -25,6 +25,7 @@ pub(super) struct Segment {
     pub(super) file_size: u64,
     memory_size: u64,
     pub(super) writable: bool,
+    executable: bool,
 }
 
 /// A section that has bytes in the file.
@@ -48,7 +49,7 @@ pub(super) struct Symbol<'a> {
 
 /// A parsed ELF file.
 #[derive(Clone, Debug)]
-pub(super) struct Elf {
+pub(crate) struct Elf {
     data: Bytes,
     pub(super) segments: Vec<Segment>,
     sections: Vec<Section>,
@@ -59,7 +60,7 @@ pub(super) struct Elf {
 }
 
 impl Elf {
-    pub(super) fn parse(data: Bytes) -> Result<Self, GoError> {
+    pub(crate) fn parse(data: Bytes) -> Result<Self, GoError> {
         let malformed = |what| GoError::Elf(what);
         if data.get(..6) != Some(b"\x7fELF\x02\x01") {
             return Err(malformed("no 64-bit little-endian ELF header"));
@@ -97,6 +98,7 @@ impl Elf {
                     file_size: word(32),
                     memory_size: word(40),
                     writable: u32_at(entry, 4).unwrap_or_default() & 2 != 0,
+                    executable: u32_at(entry, 4).unwrap_or_default() & 1 != 0,
                 }),
                 Some(PT_DYNAMIC) => dynamic = Some((word(16), word(32))),
                 _ => {}
@@ -180,7 +182,7 @@ impl Elf {
         segment.file_offset.checked_add(address - segment.address)
     }
 
-    pub(super) fn address_of(&self, file_offset: u64) -> Option<u64> {
+    pub(crate) fn address_of(&self, file_offset: u64) -> Option<u64> {
         let segment = self.segments.iter().find(|segment| {
             file_offset
                 .checked_sub(segment.file_offset)
@@ -189,6 +191,17 @@ impl Elf {
         segment
             .address
             .checked_add(file_offset - segment.file_offset)
+    }
+
+    /// Like [`Elf::address_of`] for a file of debug information, whose segments have no bytes:
+    /// `offset` bytes into a mapping that began with the first page of the code segment. There
+    /// must be one code segment only.
+    pub(crate) fn address_in_code(&self, offset: u64) -> Option<u64> {
+        let mut code = self.segments.iter().filter(|segment| segment.executable);
+        let segment = code.next().filter(|_| code.next().is_none())?;
+        let address = (segment.address & !0xfff).checked_add(offset)?;
+        let inside = address.checked_sub(segment.address)? < segment.memory_size;
+        inside.then_some(address)
     }
 
     /// `size` bytes at a link-time address, all of them within one segment.
@@ -272,7 +285,7 @@ impl Elf {
     }
 
     /// Whether there is a symbol table.
-    pub(super) fn has_symbols(&self) -> bool {
+    pub(crate) fn has_symbols(&self) -> bool {
         self.symbols().next().is_some()
     }
 

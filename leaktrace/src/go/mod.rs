@@ -12,8 +12,8 @@
 
 #![forbid(unsafe_code)]
 
-mod elf;
-mod version;
+pub(crate) mod elf;
+pub(crate) mod version;
 mod pclntab;
 mod moduledata;
 mod variable;

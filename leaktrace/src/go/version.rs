@@ -101,7 +101,7 @@ fn read_at(elf: &Elf, address: u64) -> Option<String> {
 }
 
 /// The Go build id and the GNU build id, the latter in hex.
-pub(super) fn build_ids(elf: &Elf) -> (Option<String>, Option<String>) {
+pub(crate) fn build_ids(elf: &Elf) -> (Option<String>, Option<String>) {
     let go = elf
         .note(".note.go.buildid", b"Go\0\0", 4)
         .and_then(|id| String::from_utf8(id.to_vec()).ok());
