@@ -1,1 +1,5 @@
-//! Renderers of the result: the report schema, text and JSON.
+//! Reports as text and JSON.
+
+#![forbid(unsafe_code)]
+
+pub(crate) mod human;
