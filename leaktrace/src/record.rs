@@ -2,6 +2,7 @@
 //! out.
 
 use std::{
+    collections::HashSet,
     fs::File,
     io,
     path::{Path, PathBuf},
@@ -23,7 +24,11 @@ use crate::{
     inventory::Buckets,
     loader::{Loaded, MapSizes, check_host, ensure_tracefs},
     plan::{Facts, Families, GoFacts, Plan},
-    target::{AddressMap, GoTarget, Target, maps::Modules},
+    symbolize::{self, PcKind},
+    target::{
+        AddressMap, GoTarget, Target,
+        maps::{self, Modules},
+    },
 };
 
 /// How often the ring buffer is emptied at least.
@@ -162,7 +167,9 @@ struct Session<'a> {
     target: &'a Target,
     drain: Drain,
     modules: Modules,
+    schema_modules: Vec<schema::Module>,
     mappings: Vec<schema::Mapping>,
+    addresses: HashSet<(u64, PcKind)>,
     limits: Vec<schema::Limit>,
     start: Instant,
     intervals: u32,
@@ -194,7 +201,9 @@ fn attach<'a>(
         target,
         drain: Drain::new(kernel, address_space(target, &map), sampler),
         modules: Modules::default(),
+        schema_modules: Vec::new(),
         mappings: Vec::new(),
+        addresses: HashSet::new(),
         limits: Vec::new(),
         start,
         intervals: 0,
@@ -215,6 +224,8 @@ impl Session<'_> {
             mapped: memory.mapped,
             ..schema::Memory::default()
         });
+        self.addresses
+            .extend(interval.sites.iter().flat_map(addresses_of));
         if self.intervals == 0 || self.in_unknown_code(&interval.sites) {
             self.find_mappings(&mut interval);
         }
@@ -245,11 +256,13 @@ impl Session<'_> {
             let (index, new) = self.modules.intern(&map, mapping);
             let id = index as u32 + 1;
             if new && let Some(module) = self.modules.get(index) {
-                interval.modules.push(schema::Module {
+                let module = schema::Module {
                     id,
                     path: module.path.clone(),
                     build_id: module.build_id.clone().unwrap_or_default(),
-                });
+                };
+                self.schema_modules.push(module.clone());
+                interval.modules.push(module);
             }
             let mapping = schema::Mapping {
                 start,
@@ -269,7 +282,22 @@ impl Session<'_> {
         });
     }
 
-    fn close(self, writer: CaptureWriter<File>, end: schema::End) -> Result<()> {
+    /// Names every address seen, from the files that were mapped (kept open since), and closes
+    /// the capture.
+    fn close(self, mut writer: CaptureWriter<File>, end: schema::End) -> Result<()> {
+        let open = |wanted: &symbolize::Module| {
+            self.modules
+                .iter()
+                .find(|module| module.path == wanted.path && module.build_id == wanted.build_id)
+                .and_then(maps::Module::open_path)
+        };
+        let addresses: Vec<_> = self.addresses.iter().copied().collect();
+        let symbols =
+            symbolize::Symbolizer::from_capture(&self.schema_modules, &self.mappings, open)
+                .symbols(&addresses);
+        writer
+            .symbols(&symbols)
+            .context("failed to write the symbols to the capture")?;
         let close = schema::Close {
             end: end.into(),
             t_ns: self.t_ns,
@@ -283,6 +311,18 @@ impl Session<'_> {
             .context("failed to close the capture")?;
         file.sync_all().context("failed to close the capture")
     }
+}
+
+/// The code addresses of a site, and what each stands for.
+fn addresses_of(site: &schema::Site) -> impl Iterator<Item = (u64, PcKind)> + '_ {
+    site.pcs.iter().enumerate().map(|(depth, pc)| {
+        let kind = match depth {
+            _ if site.logical => PcKind::Logical,
+            0 => PcKind::Instruction,
+            _ => PcKind::Return,
+        };
+        (*pc, kind)
+    })
 }
 
 fn header(
