@@ -44,6 +44,18 @@ pub(crate) struct Record {
     /// Families of probes: auto, or some of vm,go.
     #[arg(long, value_delimiter = ',', default_value = "auto")]
     probe: Vec<Family>,
+    /// Objects followed at one time; each takes about 100 bytes of kernel memory.
+    #[arg(long, value_name = "N", default_value_t = MapSizes::default().live_objects, value_parser = entries())]
+    live_objects: u32,
+    /// Distinct stacks kept; each takes about 1.1 KiB of kernel memory.
+    #[arg(long, value_name = "N", default_value_t = MapSizes::default().stacks, value_parser = entries())]
+    stacks: u32,
+    /// Kernel buffer for address-space changes, a power of two of at least 4KiB.
+    #[arg(long, value_name = "SIZE", default_value = "4MiB", value_parser = ring_bytes)]
+    ring_buffer: u32,
+    /// Write the kernel side's log of losses to stderr (for diagnosis).
+    #[arg(long)]
+    kernel_log: bool,
     /// Say nothing but errors.
     #[arg(short, long)]
     pub(crate) quiet: bool,
@@ -71,7 +83,13 @@ impl Record {
                 vm: has(Family::Vm),
                 go: has(Family::Go),
             },
-            sizes: MapSizes::default(),
+            sizes: MapSizes {
+                live_objects: self.live_objects,
+                stacks: self.stacks,
+                ring_bytes: self.ring_buffer,
+                ..MapSizes::default()
+            },
+            kernel_log: self.kernel_log,
         }
     }
 }
@@ -130,4 +148,58 @@ fn interval(text: &str) -> Result<Duration, String> {
             .then_some(interval)
             .ok_or_else(|| "the interval must be at least 10ms".to_owned())
     })
+}
+
+/// Entries of a kernel map.
+fn entries() -> clap::builder::RangedI64ValueParser<u32> {
+    clap::value_parser!(u32).range(1..=1 << 24)
+}
+
+/// `512KiB`, `2MiB`, `1GiB`, or bytes.
+fn size(text: &str) -> Result<u64, String> {
+    const UNITS: [(&str, u32); 4] = [("GiB", 30), ("MiB", 20), ("KiB", 10), ("B", 0)];
+    let (number, shift) = UNITS
+        .iter()
+        .find_map(|(unit, shift)| Some((text.strip_suffix(unit)?, *shift)))
+        .unwrap_or((text, 0));
+    number
+        .trim_end()
+        .parse::<u64>()
+        .ok()
+        .and_then(|number| number.checked_mul(1 << shift))
+        .ok_or_else(|| "give a size such as 512KiB or 2MiB".to_owned())
+}
+
+fn ring_bytes(text: &str) -> Result<u32, String> {
+    const RANGE: std::ops::RangeInclusive<u64> = 4096..=1 << 30;
+    let bytes = size(text)?;
+    if bytes.is_power_of_two() && RANGE.contains(&bytes) {
+        Ok(bytes as u32)
+    } else {
+        Err("the size must be a power of two, from 4KiB to 1GiB".to_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn durations_and_sizes() {
+        assert_eq!(duration("10s"), Ok(Duration::from_secs(10)));
+        assert_eq!(duration("5m"), Ok(Duration::from_secs(300)));
+        assert_eq!(duration("1h"), Ok(Duration::from_secs(3600)));
+        assert!(duration("0s").is_err() && duration("10").is_err() && duration("-1s").is_err());
+        assert_eq!(size("512KiB"), Ok(512 << 10));
+        assert_eq!(size("2MiB"), Ok(2 << 20));
+        assert_eq!(size("64"), Ok(64));
+        assert!(size("2MB").is_err() && size("17179869184GiB").is_err());
+        assert!(ring_bytes("5KiB").is_err() && ring_bytes("1KiB").is_err());
+    }
 }
