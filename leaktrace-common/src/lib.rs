@@ -164,7 +164,10 @@ pub mod loss {
 const _: () = assert!(size_of::<SiteKey>() == 16, "SiteKey has padding");
 const _: () = assert!(size_of::<SiteCounters>() == 32, "SiteCounters has padding");
 const _: () = assert!(size_of::<LiveObject>() == 32, "LiveObject has padding");
-const _: () = assert!(size_of::<StackRecord>() == 8 + 8 * MAX_FRAMES, "StackRecord has padding");
+const _: () = assert!(
+    size_of::<StackRecord>() == 8 + 8 * MAX_FRAMES,
+    "StackRecord has padding"
+);
 const _: () = assert!(size_of::<VmEvent>() == 64, "VmEvent has padding");
 
 #[cfg(feature = "user")]

@@ -9,16 +9,10 @@ use aya_ebpf::{
     programs::TracePointContext,
 };
 use leaktrace_common::{
-    EVENT_BRK, EVENT_MMAP, EVENT_MREMAP, EVENT_MUNMAP, KIND_BRK, KIND_MMAP, Ktime, StackId,
-    VmEvent,
+    EVENT_BRK, EVENT_MMAP, EVENT_MREMAP, EVENT_MUNMAP, KIND_BRK, KIND_MMAP, Ktime, StackId, VmEvent,
 };
 
-use crate::{
-    events, live,
-    loss::Loss,
-    maps::INFLIGHT,
-    stack,
-};
+use crate::{events, live, loss::Loss, maps::INFLIGHT, stack};
 
 /// A system call under way.
 #[repr(C)]

@@ -19,8 +19,8 @@ use tokio::{
 use crate::{
     address_space::AddressSpace,
     capture::{CaptureWriter, schema},
-    go::GoVariable,
     drain::{Drain, Kernel, Sampler},
+    go::GoVariable,
     inventory::Buckets,
     loader::{Loaded, MapSizes, check_host, ensure_tracefs},
     plan::{Facts, Families, GoFacts, Plan},
@@ -250,7 +250,11 @@ impl Session<'_> {
         };
         for mapping in map.executable() {
             let (start, end) = mapping.address;
-            if self.mappings.iter().any(|m| (m.start, m.end) == (start, end)) {
+            if self
+                .mappings
+                .iter()
+                .any(|m| (m.start, m.end) == (start, end))
+            {
                 continue;
             }
             let (index, new) = self.modules.intern(&map, mapping);
@@ -341,7 +345,10 @@ fn header(
         start_unix_ns,
         start_monotonic_ns,
         interval_ns: options.interval.as_nanos() as u64,
-        kernel_release: rustix::system::uname().release().to_string_lossy().into_owned(),
+        kernel_release: rustix::system::uname()
+            .release()
+            .to_string_lossy()
+            .into_owned(),
         target: Some(target.describe(rate)),
         probes: probes(target, plan),
         limits: plan.limits.iter().map(limit).collect(),
@@ -408,7 +415,13 @@ fn default_file(target: &Target) -> PathBuf {
     let comm: String = target
         .comm
         .chars()
-        .map(|c| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '_' })
+        .map(|c| {
+            if c.is_ascii_alphanumeric() || "-_.".contains(c) {
+                c
+            } else {
+                '_'
+            }
+        })
         .collect();
     let utc = jiff::Timestamp::now().strftime("%Y%m%dT%H%M%SZ");
     PathBuf::from(format!("leaktrace-{comm}-{}-{utc}.leaktrace", target.pid))

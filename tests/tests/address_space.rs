@@ -42,7 +42,12 @@ fn every_site_is_exact() {
     expected.retain(|_, bytes| *bytes > 0);
     seen.retain(|_, bytes| *bytes > 0);
     assert_eq!(seen, expected);
-    assert_eq!(report["losses"].as_object().map(|losses| losses.len()), Some(0), "{:#}", report["losses"]);
+    assert_eq!(
+        report["losses"].as_object().map(|losses| losses.len()),
+        Some(0),
+        "{:#}",
+        report["losses"]
+    );
     assert_nothing_left();
 }
 

@@ -60,7 +60,9 @@ fn target_exit() {
     assert_eq!(report["window"]["end"], "target-exit");
     let first = &report["sites"][0];
     assert!(
-        first["stack"].to_string().contains("main.(*rowCache).Store"),
+        first["stack"]
+            .to_string()
+            .contains("main.(*rowCache).Store"),
         "{first:#}"
     );
     assert_nothing_left();

@@ -45,7 +45,10 @@ fn names_the_leak(variant: &str) {
             "accused: {site:#}"
         );
     }
-    assert_eq!(report["target"]["go"]["stripped"], variant.contains("stripped"));
+    assert_eq!(
+        report["target"]["go"]["stripped"],
+        variant.contains("stripped")
+    );
     assert_nothing_left();
 }
 
@@ -59,7 +62,12 @@ fn user_frame(site: &Value) -> &Value {
         .as_array()
         .unwrap()
         .iter()
-        .find(|frame| frame["function"].as_str().unwrap_or("").starts_with("main."))
+        .find(|frame| {
+            frame["function"]
+                .as_str()
+                .unwrap_or("")
+                .starts_with("main.")
+        })
         .unwrap_or_else(|| panic!("no frame of the service in {site:#}"))
 }
 
@@ -106,5 +114,8 @@ fn what_leaked_before_the_attach_is_shown() {
         preexisting >= truth * 0.85,
         "preexisting {preexisting} of {truth}"
     );
-    assert_ne!(site["verdict"], "leak", "it does not grow any more: {site:#}");
+    assert_ne!(
+        site["verdict"], "leak",
+        "it does not grow any more: {site:#}"
+    );
 }

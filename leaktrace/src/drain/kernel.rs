@@ -162,6 +162,9 @@ fn typed<M: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &str) -> Resu
 fn map_data(map: &Map) -> Result<&MapData, LoadError> {
     match map {
         Map::HashMap(data) | Map::PerCpuHashMap(data) => Ok(data),
-        _ => Err(LoadError::other("use a map", "it is not a hash map".to_owned())),
+        _ => Err(LoadError::other(
+            "use a map",
+            "it is not a hash map".to_owned(),
+        )),
     }
 }

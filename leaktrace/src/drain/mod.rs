@@ -10,9 +10,7 @@ mod sites;
 
 use std::collections::{BTreeMap, HashMap};
 
-use leaktrace_common::{
-    EVENT_EXEC, EVENT_GC, KIND_GO_HEAP, SiteCounters, StackId, VmEvent,
-};
+use leaktrace_common::{EVENT_EXEC, EVENT_GC, KIND_GO_HEAP, SiteCounters, StackId, VmEvent};
 
 use crate::{
     address_space::{AddressSpace, Change},

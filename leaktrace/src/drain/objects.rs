@@ -85,7 +85,10 @@ impl Objects {
                 let before = previous.get(stack).copied().unwrap_or_default();
                 let alive = born_and_alive.get(stack).copied().unwrap_or(0);
                 let dead = dead.remove(stack).unwrap_or_default();
-                (*stack, turnover(cohort, difference(now, &before), alive, dead))
+                (
+                    *stack,
+                    turnover(cohort, difference(now, &before), alive, dead),
+                )
             })
             .filter(|(_, turnover)| *turnover != Turnover::default())
             .collect()

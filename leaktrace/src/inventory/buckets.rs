@@ -152,8 +152,7 @@ impl Buckets {
             return Err(nonsense(address, "not a bucket of the heap profile"));
         }
         let mut stack = vec![0; depth as usize * 8];
-        self.memory
-            .read(address + layout.header_size, &mut stack)?;
+        self.memory.read(address + layout.header_size, &mut stack)?;
         let bucket = Bucket {
             address,
             object_size: word(&header, layout.size),

@@ -72,7 +72,11 @@ pub fn for_each_entry(
             false
         };
         let count = (attr.count as usize).min(chunk);
-        for (key, value) in keys.chunks(key_size).zip(values.chunks(value_size)).take(count) {
+        for (key, value) in keys
+            .chunks(key_size)
+            .zip(values.chunks(value_size))
+            .take(count)
+        {
             visit(key, value);
         }
         if at_end {

@@ -170,9 +170,8 @@ impl Loaded {
         let log_level: u8 = if kernel_log { u8::MAX } else { 0 };
         let tgid = tgid as u32;
         let layout = plan.go.as_ref().map(|go| &go.layout);
-        let special = |field: fn(&Special) -> u64| {
-            layout.map_or(0, |layout| field(&layout.special) as u32)
-        };
+        let special =
+            |field: fn(&Special) -> u64| layout.map_or(0, |layout| field(&layout.special) as u32);
         let kind_offset = special(|special| special.kind);
         let kind_profile = special(|special| u64::from(special.kind_profile));
         let bucket_offset = special(|special| special.bucket);
@@ -239,7 +238,9 @@ impl Loaded {
             .memory
             .read(probe.code_address, &mut mapped)
             .map_err(|source| match fs::exists(executable) {
-                Ok(true) => LoadError::other(&format!("read the code of `{}`", probe.function), source),
+                Ok(true) => {
+                    LoadError::other(&format!("read the code of `{}`", probe.function), source)
+                }
                 _ => LoadError::Gone { pid },
             })?;
         if mapped != probe.code {

@@ -14,7 +14,11 @@ type Hook = (&'static str, Probed, &'static str);
 const HOOKS: [Hook; 3] = [
     ("go_sample", SET_PROFILE_BUCKET, "birth of a sampled object"),
     ("go_free", FREE_SPECIAL, "death of a sampled object"),
-    ("go_gc", GC_MARK_TERMINATION, "end of a collection's marking"),
+    (
+        "go_gc",
+        GC_MARK_TERMINATION,
+        "end of a collection's marking",
+    ),
 ];
 
 pub(super) fn plan(go: &GoFacts<'_>, plan: &mut Plan) {
