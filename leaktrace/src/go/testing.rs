@@ -32,6 +32,19 @@ pub(crate) enum Mode {
 }
 
 impl Mode {
+    /// Those that can be built here.
+    pub(crate) fn all() -> Vec<Mode> {
+        let pure = [Mode::Plain, Mode::Stripped, Mode::Pie, Mode::StrippedPie];
+        let cgo = [Mode::Cgo, Mode::StrippedCgo];
+        pure.into_iter()
+            .chain(cgo.into_iter().filter(|_| has_c_compiler()))
+            .collect()
+    }
+
+    pub(crate) fn cgo(self) -> bool {
+        matches!(self, Mode::Cgo | Mode::StrippedCgo)
+    }
+
     pub(crate) fn stripped(self) -> bool {
         matches!(self, Mode::Stripped | Mode::StrippedPie | Mode::StrippedCgo)
     }
@@ -79,6 +92,20 @@ pub(crate) fn toolchains() -> Vec<Toolchain> {
     found
 }
 
+/// Whether cgo programs can be built; without a C compiler it is a skip (see the module).
+pub(crate) fn has_c_compiler() -> bool {
+    let found = Command::new("gcc").arg("--version").output().is_ok();
+    if !found {
+        let missing = "no C compiler found: cgo programs need `gcc`";
+        assert!(
+            std::env::var_os("LEAKTRACE_REQUIRE_TARGETS").is_none(),
+            "{missing}"
+        );
+        eprintln!("skipped: {missing}");
+    }
+    found
+}
+
 fn go_command(go: &Path) -> Command {
     let mut command = Command::new(go);
     command.envs([
@@ -107,7 +134,7 @@ pub(crate) fn build(toolchain: &Toolchain, mode: Mode, source: &str) -> PathBuf 
     }
     std::fs::create_dir_all(&dir).unwrap();
     let work = tempfile::tempdir_in(&dir).unwrap();
-    let cgo = matches!(mode, Mode::Cgo | Mode::StrippedCgo);
+    let cgo = mode.cgo();
     let text = if cgo {
         source.replacen("\nimport", "\nimport \"C\"\nimport", 1)
     } else {
@@ -154,6 +181,23 @@ pub(crate) fn symbol_code(binary: &Path, name: &str) -> Option<(u64, Vec<u8>)> {
     let section = file.section_by_index(symbol.section_index()?).ok()?;
     let code = section.data_range(symbol.address(), symbol.size()).ok()??;
     Some((symbol.address(), code.to_vec()))
+}
+
+/// Name, address and code of every function, by the ELF symbol table.
+pub(crate) fn functions(binary: &Path) -> Vec<(String, u64, Vec<u8>)> {
+    let data = std::fs::read(binary).unwrap();
+    let file = object::File::parse(&*data).unwrap();
+    let text = file.section_by_name(".text").unwrap();
+    let functions = file.symbols().filter(|symbol| symbol.size() > 0);
+    let functions = functions.filter_map(|symbol| {
+        let code = text.data_range(symbol.address(), symbol.size()).ok()??;
+        Some((
+            symbol.name().ok()?.to_owned(),
+            symbol.address(),
+            code.to_vec(),
+        ))
+    });
+    functions.collect()
 }
 
 /// A program with everything of the runtime that leaktrace looks for.

@@ -191,14 +191,20 @@ fn code_that_does_not_decode_is_refused() {
         Reason::Overlap(6)
     );
     assert!(place(&[0xc3; 4], u64::MAX - 1, &[]).is_err());
-    for start in 0..=255u8 {
-        for length in 1..16 {
-            let code: Vec<u8> = (0..length)
-                .map(|i: u8| start.wrapping_mul(31).wrapping_add(i.wrapping_mul(77)))
-                .collect();
-            if let Ok(found) = place(&code, ENTRY, &[]) {
-                assert!(found.offset < u64::from(length));
+}
+
+proptest::proptest! {
+    /// Whatever the bytes: no panic, and a place is on a boundary that decoding reaches.
+    #[test]
+    fn any_bytes(code: Vec<u8>, push in 0usize..8) {
+        let mut code = code;
+        code.insert(push.min(code.len()), 0x55);
+        if let Ok(found) = place(&code, ENTRY, &[RAX]) {
+            let mut decoder = Decoder::new(64, &code, DecoderOptions::NONE);
+            while (decoder.position() as u64) < found.offset {
+                let _ = decoder.decode();
             }
+            proptest::prop_assert_eq!(decoder.position() as u64, found.offset);
         }
     }
 }
@@ -271,5 +277,61 @@ fn objdump_boundary(binary: &std::path::Path, name: &str, address: u64) -> bool 
                 .any(|l| l.trim_start().starts_with(&line))
         }
         Err(_) => true,
+    }
+}
+
+/// Every function of a program: what is placed is an instruction of objdump's, and the search
+/// gives up on none of them for want of decoding.
+#[test]
+fn every_function_is_decoded_to_the_same_boundaries() {
+    let toolchains = testing::toolchains();
+    for toolchain in toolchains.first().into_iter().chain(toolchains.last()) {
+        let binary = testing::build(toolchain, Mode::Plain, PPROF_PROGRAM);
+        let Ok(output) = Command::new("objdump")
+            .args(["-d", "--no-show-raw-insn"])
+            .arg(&binary)
+            .output()
+        else {
+            eprintln!("skipped: objdump is not installed");
+            return;
+        };
+        let text = String::from_utf8_lossy(&output.stdout);
+        let mut boundaries = std::collections::HashMap::new();
+        for line in text.lines() {
+            let Some((address, text)) = line.split_once(":\t") else {
+                continue;
+            };
+            let Ok(address) = u64::from_str_radix(address.trim(), 16) else {
+                continue;
+            };
+            boundaries.insert(
+                address,
+                text.split(' ').next().unwrap_or_default().to_owned(),
+            );
+        }
+        let mut counts = std::collections::BTreeMap::new();
+        for (name, entry, code) in testing::functions(&binary) {
+            let found = match place(&code, entry, &[RAX, RBX]) {
+                Ok(found) => Some(found),
+                Err(error) => {
+                    let undecoded = matches!(
+                        error.reason,
+                        Reason::Invalid(_) | Reason::Truncated(_) | Reason::Overlap(_)
+                    );
+                    assert!(!undecoded, "{name}: {error}");
+                    error.single_step
+                }
+            };
+            *counts
+                .entry(found.as_ref().map(|found| format!("{:?}", found.class)))
+                .or_insert(0) += 1;
+            let Some(found) = found else { continue };
+            let theirs = &boundaries[&(entry + found.offset)];
+            let ours = found.instruction.split(' ').next().unwrap();
+            if found.class != Class::SingleStep && found.class != Class::Conditional {
+                assert_eq!(ours, theirs, "{name} {found:?}");
+            }
+        }
+        eprintln!("go1.{}: {counts:?}", toolchain.minor);
     }
 }
