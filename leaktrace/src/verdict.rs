@@ -82,6 +82,17 @@ impl fmt::Display for Verdict {
     }
 }
 
+impl std::str::FromStr for Verdict {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        [Self::Leak, Self::Growing, Self::Unknown, Self::Steady]
+            .into_iter()
+            .find(|verdict| verdict.to_string() == name)
+            .ok_or_else(|| format!("`{name}` is not one of leak, growing, unknown, steady"))
+    }
+}
+
 /// Whose memory a site's is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Owner {
@@ -278,7 +289,7 @@ impl Facts<'_> {
     fn old_means(&self) -> String {
         let older = human::seconds(self.older_s);
         if self.is_go() {
-            format!("{OLD_COLLECTIONS} collections, or {older} and one collection,")
+            format!("{OLD_COLLECTIONS} collections, or one and {older}")
         } else {
             older
         }
@@ -289,15 +300,12 @@ fn decide(facts: &Facts, old: &Old, slope: f64) -> (Verdict, Vec<String>) {
     let Facts { site, timeline, .. } = *facts;
     let window_s = timeline.duration_s();
     let window = human::seconds(window_s);
-    let grew = format!(
-        "{} {} in {window}",
-        if site.growth.value < 0.0 {
-            "shrank by"
-        } else {
-            "grew by"
-        },
-        human::bytes(site.growth.value.abs())
-    );
+    let growth = human::bytes(site.growth.value.abs());
+    let grew = match site.growth.value.round() {
+        0.0 => format!("as much live as at the attach, after {window}"),
+        value if value < 0.0 => format!("shrank by {growth} in {window}"),
+        _ => format!("grew by {growth} in {window}"),
+    };
     if facts.owner == Owner::GoRuntimeHeap {
         let verdict = if site.growth.value > 0.0 {
             Verdict::Growing
@@ -331,14 +339,14 @@ fn decide(facts: &Facts, old: &Old, slope: f64) -> (Verdict, Vec<String>) {
     }
 
     let survivors = format!(
-        "of {} allocated in the first {}, {} alive after {} or more",
+        "of {} allocated in the first {}, {} alive and old ({})",
         facts.objects(old.born),
         human::seconds(old.horizon_s),
         match old.kept.round() as u64 {
             1 => "1 is".to_owned(),
             kept => format!("{} are", human::thousands(kept)),
         },
-        facts.old_means().trim_end_matches(','),
+        facts.old_means(),
     );
     let deaths = format!("{} died after growing that old", facts.objects(old.died));
     if old.kept < MIN_GROWTH_EVENTS.min(min_old(facts))
@@ -349,13 +357,13 @@ fn decide(facts: &Facts, old: &Old, slope: f64) -> (Verdict, Vec<String>) {
         return (Verdict::Unknown, vec![few, grew]);
     }
     if old.kept < 1.0 || old.died > 0.0 && old.growth_z() < GROWTH_Z {
-        let why = if old.born >= MIN_GROWTH_EVENTS && old.kept * 5.0 < old.born {
+        let why = if old.born >= MIN_GROWTH_EVENTS && (old.kept + old.died) * 5.0 < old.born {
             "short-lived: most of it is dead soon after it is allocated"
         } else if old.growth_z() >= OPEN_Z {
             let open = "more comes than goes, but chance may do as much";
             return (Verdict::Unknown, vec![open.into(), survivors, deaths, grew]);
         } else {
-            "what comes and what goes differ by no more than chance"
+            "it turns over: as much goes as comes, but for chance"
         };
         return (Verdict::Steady, vec![why.into(), survivors, deaths, grew]);
     }
@@ -474,7 +482,7 @@ fn too_few_collections(facts: &Facts, grew: &str) -> (Verdict, Vec<String>) {
         format!(
             "{} completed in the window: no object of it can have survived {}",
             human::count(collections.into(), "collection"),
-            facts.old_means().trim_end_matches(',')
+            facts.old_means()
         )
     };
     // Objects that have survived one are not garbage, though they may die yet.
