@@ -4,7 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use clap::{Parser, Subcommand, ValueEnum};
 use jiff::SignedDuration;
-use leaktrace::{loader::MapSizes, plan::Families, record, report};
+use leaktrace::{loader::MapSizes, plan::Families, record, report, verdict};
 
 /// Attach to a running process and name the allocations it never frees.
 #[derive(Parser)]
@@ -107,12 +107,15 @@ pub(crate) struct Report {
     /// Age from which a surviving object counts as kept for long.
     #[arg(long, default_value = "30s", value_parser = duration)]
     older: Duration,
-    /// Only sites of this kind.
-    #[arg(long, value_enum)]
-    kind: Option<report::Kind>,
+    /// Only sites of these kinds.
+    #[arg(long, value_enum, value_delimiter = ',')]
+    kind: Vec<Kind>,
     /// Only sites with one of these verdicts.
     #[arg(long, value_enum, value_delimiter = ',')]
-    verdict: Vec<report::Verdict>,
+    verdict: Vec<Verdict>,
+    /// Look up frames again, with debug information from this directory.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) debug_dir: Vec<PathBuf>,
     /// Exit with 3 if any site is a leak.
     #[arg(long)]
     pub(crate) fail_on_leak: bool,
@@ -120,7 +123,48 @@ pub(crate) struct Report {
 
 impl Report {
     pub(crate) fn options(&self) -> report::ReportOptions {
-        todo!()
+        report::ReportOptions {
+            older: self.older,
+            kinds: self.kind.iter().map(|kind| (*kind).into()).collect(),
+            verdicts: self.verdict.iter().map(|v| (*v).into()).collect(),
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "snake_case")]
+enum Kind {
+    GoHeap,
+    Mmap,
+    Brk,
+}
+
+impl From<Kind> for report::Kind {
+    fn from(kind: Kind) -> Self {
+        match kind {
+            Kind::GoHeap => Self::GoHeap,
+            Kind::Mmap => Self::Mmap,
+            Kind::Brk => Self::Brk,
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Verdict {
+    Leak,
+    Growing,
+    Steady,
+    Unknown,
+}
+
+impl From<Verdict> for verdict::Verdict {
+    fn from(verdict: Verdict) -> Self {
+        match verdict {
+            Verdict::Leak => Self::Leak,
+            Verdict::Growing => Self::Growing,
+            Verdict::Steady => Self::Steady,
+            Verdict::Unknown => Self::Unknown,
+        }
     }
 }
 

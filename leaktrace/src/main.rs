@@ -5,7 +5,7 @@ mod args;
 use std::{
     fs::File,
     io::{self, BufReader, IsTerminal as _, Write as _},
-    path::Path,
+    path::{Path, PathBuf},
     process::ExitCode,
 };
 
@@ -16,7 +16,8 @@ use leaktrace::{
     loader::LoadError,
     plan::Plan,
     record::{self, Progress},
-    report::{self, Report},
+    report::{self, Report, ReportOptions, text::TextOptions},
+    symbolize,
     target::{Target, TargetError},
 };
 
@@ -77,41 +78,53 @@ fn record(args: &args::Record) -> Result<u8> {
     let mut progress = Talk { quiet: args.quiet };
     let recorded = record::record(&args.options(), &mut progress)?;
     if !args.quiet {
-        let report = read_report(&recorded.file, &report::ReportOptions::default())?;
+        let report = read_report(&recorded.file, &ReportOptions::default(), &[])?;
         print_text(&report, 3)?;
-        eprintln!("leaktrace: read on with `leaktrace report {}`", recorded.file.display());
+        eprintln!(
+            "leaktrace: read on with `leaktrace report {}`",
+            recorded.file.display()
+        );
     }
     Ok(DONE)
 }
 
 fn show(args: &args::Report) -> Result<u8> {
-    let report = read_report(&args.file, &args.options())?;
+    let mut report = read_report(&args.file, &args.options(), &args.debug_dir)?;
     match args.format {
         Format::Text => print_text(&report, args.sites)?,
-        Format::Json => report::json::write(&report, io::stdout().lock())?,
+        Format::Json => {
+            report.sites.truncate(args.sites);
+            report::json::write(&report, io::stdout().lock())?;
+        }
     }
-    Ok(if args.fail_on_leak && report.has_leak() {
+    Ok(if args.fail_on_leak && report.summary.leak > 0 {
         LEAKS_FOUND
     } else {
         DONE
     })
 }
 
-fn read_report(path: &Path, options: &report::ReportOptions) -> Result<Report> {
+fn read_report(path: &Path, options: &ReportOptions, debug_dirs: &[PathBuf]) -> Result<Report> {
     let name = path.display();
     let file = File::open(path).with_context(|| format!("failed to open `{name}`"))?;
-    let capture = Capture::read(BufReader::new(file))
-        .with_context(|| format!("failed to read `{name}`"))?;
-    Ok(report::build(&capture, options))
+    let capture =
+        Capture::read(BufReader::new(file)).with_context(|| format!("failed to read `{name}`"))?;
+    // A capture that was not closed has no symbols of its own.
+    let offline = (capture.symbols.is_none() || !debug_dirs.is_empty())
+        .then(|| symbolize::offline(&capture, debug_dirs.iter().cloned()));
+    let symbols = offline.as_ref().or(capture.symbols.as_ref());
+    Ok(report::build(&capture, symbols, options))
 }
 
 fn print_text(report: &Report, sites: usize) -> Result<()> {
     let stdout = io::stdout();
-    let style = report::text::Style {
-        colour: stdout.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty()),
-        ..report::text::Style::default()
+    let no_colour = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    let options = TextOptions {
+        top: sites,
+        colour: stdout.is_terminal() && !no_colour,
+        ..TextOptions::default()
     };
-    report::text::write(report, sites, style, stdout.lock())?;
+    report::text::write(report, options, stdout.lock())?;
     Ok(())
 }
 

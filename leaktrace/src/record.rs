@@ -225,7 +225,7 @@ impl Session<'_> {
             ..schema::Memory::default()
         });
         self.addresses
-            .extend(interval.sites.iter().flat_map(addresses_of));
+            .extend(interval.sites.iter().flat_map(symbolize::addresses_of));
         if self.intervals == 0 || self.in_unknown_code(&interval.sites) {
             self.find_mappings(&mut interval);
         }
@@ -315,18 +315,6 @@ impl Session<'_> {
             .context("failed to close the capture")?;
         file.sync_all().context("failed to close the capture")
     }
-}
-
-/// The code addresses of a site, and what each stands for.
-fn addresses_of(site: &schema::Site) -> impl Iterator<Item = (u64, PcKind)> + '_ {
-    site.pcs.iter().enumerate().map(|(depth, pc)| {
-        let kind = match depth {
-            _ if site.logical => PcKind::Logical,
-            0 => PcKind::Instruction,
-            _ => PcKind::Return,
-        };
-        (*pc, kind)
-    })
 }
 
 fn header(

@@ -13,12 +13,12 @@ mod native;
 mod module;
 mod table;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::PathBuf;
 
 use serde::Serialize;
 
-use crate::capture::schema;
+use crate::capture::{Capture, schema};
 pub use crate::go::PcKind;
 pub use table::{SymbolTable, SymbolsError};
 
@@ -195,6 +195,40 @@ impl<'a> Symbolizer<'a> {
         };
         Some((mapping.module, place))
     }
+}
+
+/// The code addresses of a site, and what each stands for.
+pub fn addresses_of(site: &schema::Site) -> impl Iterator<Item = (u64, PcKind)> + '_ {
+    site.pcs.iter().enumerate().map(|(depth, pc)| {
+        let kind = match depth {
+            _ if site.logical => PcKind::Logical,
+            0 => PcKind::Instruction,
+            _ => PcKind::Return,
+        };
+        (*pc, kind)
+    })
+}
+
+/// Symbols of a capture made anew from the files of this machine, where their build ids are those
+/// of the capture, and from directories of debug information.
+pub fn offline(
+    capture: &Capture,
+    debug_dirs: impl IntoIterator<Item = PathBuf>,
+) -> schema::Symbols {
+    let intervals = &capture.intervals;
+    let addresses: HashSet<_> = intervals
+        .iter()
+        .flat_map(|interval| &interval.sites)
+        .flat_map(addresses_of)
+        .collect();
+    let addresses: Vec<_> = addresses.into_iter().collect();
+    Symbolizer::from_capture(
+        intervals.iter().flat_map(|interval| &interval.modules),
+        intervals.iter().flat_map(|interval| &interval.mappings),
+        |module| Some(PathBuf::from(&module.path)),
+    )
+    .with_debug_dirs(debug_dirs)
+    .symbols(&addresses)
 }
 
 #[cfg(test)]

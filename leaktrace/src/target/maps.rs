@@ -31,7 +31,7 @@ pub struct Module {
     pub file_id: Option<FileId>,
     /// Path as `/proc/PID/maps` has it.
     pub path: String,
-    /// GNU build id in hex, if there is one.
+    /// GNU build id in hex, or Go build id, if there is one.
     pub build_id: Option<String>,
     /// The open file; `None` when it could not be opened or is not a file.
     pub file: Option<File>,
@@ -149,9 +149,18 @@ fn fd_path(file: &File) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()))
 }
 
+/// The GNU build id in hex, or the Go build id of an executable without one.
 fn build_id(path: &Path) -> Option<String> {
     let image = open_image(path).ok()?;
-    let elf = ElfFile64::<object::Endianness>::parse(image.as_ref()).ok()?;
-    let id = elf.build_id().ok()??;
-    Some(id.iter().map(|byte| format!("{byte:02x}")).collect())
+    let gnu = ElfFile64::<object::Endianness>::parse(image.as_ref())
+        .ok()
+        .and_then(|elf| Some(hex(elf.build_id().ok()??)));
+    gnu.or_else(|| {
+        let binary = GoBinary::parse(image.clone()).ok()??;
+        binary.go_build_id().map(str::to_owned)
+    })
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
