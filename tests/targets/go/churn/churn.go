@@ -1,0 +1,86 @@
+// Churn allocates as fast as it can, more than ten million objects a second, and keeps few of them:
+// what a tracer costs shows in its throughput.
+package main
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"runtime"
+	"sync/atomic"
+	"syscall"
+	"time"
+)
+
+// serveProfiles is set by the file that the build tag `pprof` adds.
+var serveProfiles func(address string)
+
+// record is 48 bytes, with a pointer, as small objects mostly have.
+type record struct {
+	next *record
+	_    [5]int64
+}
+
+// counter stands alone on its cache lines.
+type counter struct {
+	objects atomic.Int64
+	_       [120]byte
+}
+
+// kept is how many objects a worker holds on to: the live heap stays bounded.
+const kept = 1 << 12
+
+// work counts once a round.
+func work(count *counter) {
+	ring := make([]*record, kept)
+	for {
+		for i := range ring {
+			ring[i] = &record{} // the only allocation
+		}
+		count.objects.Add(kept)
+	}
+}
+
+func main() {
+	workers := flag.Int("workers", runtime.GOMAXPROCS(0), "goroutines that allocate")
+	interval := flag.Duration("interval", time.Second, "how often the throughput is printed")
+	rounds := flag.Int("rounds", 0, "stop after so many lines; 0: when stdin closes or a signal comes")
+	flag.Parse()
+
+	stop := make(chan os.Signal, 1)
+	signal.Notify(stop, syscall.SIGTERM, syscall.SIGINT)
+	go func() {
+		var byte [1]byte
+		for {
+			if n, err := os.Stdin.Read(byte[:]); n == 0 || err != nil {
+				stop <- syscall.SIGTERM
+				return
+			}
+		}
+	}()
+
+	counters := make([]counter, *workers)
+	for i := range counters {
+		go work(&counters[i])
+	}
+	fmt.Printf("{\"ready\":true,\"pid\":%d}\n", os.Getpid())
+
+	started := time.Now()
+	last, lastTotal := started, int64(0)
+	ticks := time.NewTicker(*interval)
+	for round := 0; *rounds == 0 || round < *rounds; round++ {
+		select {
+		case <-stop:
+			return
+		case <-ticks.C:
+		}
+		now, total := time.Now(), int64(0)
+		for i := range counters {
+			total += counters[i].objects.Load()
+		}
+		rate := float64(total-lastTotal) / now.Sub(last).Seconds()
+		fmt.Printf("{\"t_s\":%.3f,\"objects_per_s\":%.0f}\n", now.Sub(started).Seconds(), rate)
+		last, lastTotal = now, total
+	}
+}

@@ -1,0 +1,237 @@
+//! Finds what can compile for BPF, and builds the kernel side with it.
+//!
+//! Shared by xtask and by `leaktrace/build.rs`, which includes this file by path: `std` and `anyhow`
+//! only. [`Toolchain::find`] looks, in this order, for
+//!
+//! 1. a distribution's compiler with a ready-made `core` for BPF (Debian: `rustc-web` and
+//!    `libstd-rust-web-dev-bpf`), so that nothing of `core` is compiled here;
+//! 2. the active compiler with `rust-src`, which builds `core` from source;
+//! 3. rustup's nightly with `rust-src`, the same.
+//!
+//! `RUSTC_BOOTSTRAP=1` is what lets a stable compiler take the unstable parts that BPF needs. The
+//! linker is bpf-linker, whose LLVM must not be older than the compiler's.
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+/// The target triple of the kernel side.
+pub(crate) const TARGET: &str = "bpfel-unknown-none";
+
+/// The command that installs whatever [`Toolchain::find`] misses.
+pub(crate) const MEND: &str = "cargo xtask setup";
+
+/// Where Debian and its derivatives put their compiler.
+const SYSTEM_RUSTC: &str = "/usr/bin/rustc";
+
+/// BPF's instruction set v2, because Linux 5.10 refuses the atomics of v3; types for maps and programs.
+const FLAGS: [&str; 6] = [
+    "-C",
+    "target-cpu=v2",
+    "-C",
+    "debuginfo=2",
+    "-C",
+    "link-arg=--btf",
+];
+
+/// A compiler and a linker that together make BPF objects.
+#[derive(Clone, Debug)]
+pub(crate) struct Toolchain {
+    /// What was chosen, in words.
+    pub(crate) description: String,
+    /// The compiler that runs.
+    pub(crate) rustc: PathBuf,
+    /// The linker.
+    pub(crate) linker: PathBuf,
+    /// Whether `core` has to be compiled from `rust-src`.
+    pub(crate) build_core: bool,
+}
+
+impl Toolchain {
+    /// Takes the first toolchain of the list above that is complete on this machine.
+    ///
+    /// # Errors
+    ///
+    /// When there is no compiler or no linker; the message names [`MEND`].
+    pub(crate) fn find() -> Result<Self> {
+        let Some((description, rustc, build_core)) = find_compiler() else {
+            bail!(
+                "no compiler for `{TARGET}`: neither {SYSTEM_RUSTC} with a BPF `core`, nor the active \
+                 toolchain or nightly with rust-src; run `{MEND}`"
+            );
+        };
+        let Some(linker) = find_linker() else {
+            bail!("no `bpf-linker` in PATH or in cargo's bin directory; run `{MEND}`");
+        };
+        Ok(Self {
+            description,
+            rustc,
+            linker,
+            build_core,
+        })
+    }
+
+    /// A cargo command that runs in `manifest_dir` and builds for BPF, with none of the outer cargo's
+    /// variables in its way. `target_dir` must not be one that a running cargo holds locked.
+    pub(crate) fn cargo(
+        &self,
+        manifest_dir: &Path,
+        subcommand: &str,
+        target_dir: &Path,
+    ) -> Command {
+        let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        for (name, _) in env::vars_os().filter(|(name, _)| is_in_the_way(&name.to_string_lossy())) {
+            command.env_remove(name);
+        }
+        command
+            .current_dir(manifest_dir)
+            .arg(subcommand)
+            .args(["--release", "--target", TARGET, "--target-dir"])
+            .arg(target_dir)
+            .env("RUSTC", &self.rustc)
+            .env("RUSTC_BOOTSTRAP", "1")
+            .env("CARGO_ENCODED_RUSTFLAGS", FLAGS.join("\u{1f}"))
+            .env("CARGO_TARGET_BPFEL_UNKNOWN_NONE_LINKER", &self.linker);
+        if self.build_core {
+            command.args(["-Z", "build-std=core"]);
+        }
+        command
+    }
+
+    /// Builds the binary `name` of the crate at `manifest_dir` and puts the object at `object`.
+    ///
+    /// # Errors
+    ///
+    /// When cargo cannot be started or fails; its own messages are on stderr.
+    pub(crate) fn build(
+        &self,
+        manifest_dir: &Path,
+        name: &str,
+        target_dir: &Path,
+        object: &Path,
+    ) -> Result<()> {
+        let mut command = self.cargo(manifest_dir, "build", target_dir);
+        let status = command
+            .status()
+            .with_context(|| format!("failed to start `{command:?}`"))?;
+        ensure!(
+            status.success(),
+            "failed to build `{}` for {TARGET} with {}: {status}",
+            manifest_dir.display(),
+            self.description
+        );
+        let built = target_dir.join(TARGET).join("release").join(name);
+        fs::copy(&built, object).with_context(|| {
+            format!(
+                "failed to copy `{}` to `{}`",
+                built.display(),
+                object.display()
+            )
+        })?;
+        Ok(())
+    }
+}
+
+/// The first usable compiler: what it is, where, and whether `core` has to be compiled.
+fn find_compiler() -> Option<(String, PathBuf, bool)> {
+    let active = PathBuf::from("rustc");
+    for rustc in [Path::new(SYSTEM_RUSTC), &active] {
+        if let Some(sysroot) = sysroot(Command::new(rustc))
+            && has_core(&sysroot)
+        {
+            let description = format!("{} ({}) with its BPF core", rustc.display(), version(rustc));
+            return Some((description, rustc.into(), false));
+        }
+    }
+    if let Some(sysroot) = sysroot(Command::new(&active))
+        && has_source(&sysroot)
+    {
+        let description = format!("the active toolchain ({}) with rust-src", version(&active));
+        return Some((description, sysroot.join("bin/rustc"), true));
+    }
+    let mut nightly = Command::new("rustup");
+    nightly.args(["run", "nightly", "rustc"]);
+    if let Some(sysroot) = sysroot(nightly)
+        && has_source(&sysroot)
+    {
+        let rustc = sysroot.join("bin/rustc");
+        return Some((
+            format!("rustup's nightly ({}) with rust-src", version(&rustc)),
+            rustc,
+            true,
+        ));
+    }
+    None
+}
+
+/// bpf-linker from PATH, else from where `cargo install` puts it.
+fn find_linker() -> Option<PathBuf> {
+    let installed = env::var_os("CARGO_HOME")
+        .map(PathBuf::from)
+        .or_else(|| env::home_dir().map(|home| home.join(".cargo")))
+        .map(|home| home.join("bin"));
+    let path = env::var_os("PATH").unwrap_or_default();
+    env::split_paths(&path)
+        .chain(installed)
+        .map(|directory| directory.join("bpf-linker"))
+        .find(|candidate| candidate.is_file())
+}
+
+/// Where a compiler keeps its libraries; none if there is no such compiler.
+fn sysroot(mut rustc: Command) -> Option<PathBuf> {
+    let output = rustc.args(["--print", "sysroot"]).output().ok()?;
+    let sysroot = PathBuf::from(String::from_utf8(output.stdout).ok()?.trim_end());
+    (output.status.success() && sysroot.is_dir()).then_some(sysroot)
+}
+
+/// Whether the compiler came with a `core` for BPF.
+fn has_core(sysroot: &Path) -> bool {
+    let libraries = sysroot.join("lib/rustlib").join(TARGET).join("lib");
+    let Ok(entries) = fs::read_dir(libraries) else {
+        return false;
+    };
+    entries.flatten().any(|entry| {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        name.starts_with("libcore-") && name.ends_with(".rlib")
+    })
+}
+
+/// Whether rustup's `rust-src` is there.
+fn has_source(sysroot: &Path) -> bool {
+    sysroot
+        .join("lib/rustlib/src/rust/library/core/Cargo.toml")
+        .is_file()
+}
+
+/// `rustc 1.96.0`, or what can be said of it.
+fn version(rustc: &Path) -> String {
+    let output = Command::new(rustc).arg("--version").output();
+    let text = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
+    let text = text.unwrap_or_default();
+    let mut words = text.split_whitespace();
+    match (words.next(), words.next()) {
+        (Some(name), Some(number)) => format!("{name} {number}"),
+        _ => "unknown version".into(),
+    }
+}
+
+/// Whether a variable of the outer cargo or compiler would change what the inner one does. What
+/// says where packages come from, and the job server, stays.
+fn is_in_the_way(name: &str) -> bool {
+    const KEPT: [&str; 6] = [
+        "CARGO_HOME",
+        "CARGO_HTTP_",
+        "CARGO_MAKEFLAGS",
+        "CARGO_NET_",
+        "CARGO_REGISTR",
+        "CARGO_SOURCE_",
+    ];
+    let ours = ["CARGO", "RUSTC", "RUSTFLAGS", "RUSTDOC", "CLIPPY_"];
+    ours.iter().any(|prefix| name.starts_with(prefix))
+        && !KEPT.iter().any(|prefix| name.starts_with(prefix))
+}
