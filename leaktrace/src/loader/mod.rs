@@ -8,7 +8,7 @@ mod batch;
 mod log;
 mod tracefs;
 
-use std::{fs, num::NonZeroU32};
+use std::{fs, num::NonZeroU32, path::Path};
 
 use aya::{
     Btf, Ebpf, EbpfLoader, VerifierLogLevel,
@@ -128,23 +128,28 @@ pub struct Loaded {
 ///
 /// [`LoadError::NotPermitted`] or [`LoadError::Unsupported`].
 pub fn check_host() -> Result<(), LoadError> {
-    let lacks = |path: &str| !fs::exists(path).unwrap_or(false);
     if !rustix::process::geteuid().is_root() {
         return Err(LoadError::NotPermitted);
     }
-    for (path, what, remedy) in [
+    check_kernel(Path::new("/sys"))
+}
+
+/// Checks the kernel by what it shows in sysfs, mounted at `sysfs`.
+fn check_kernel(sysfs: &Path) -> Result<(), LoadError> {
+    const NEEDS: [(&str, &str, &str); 2] = [
         (
-            "/sys/kernel/btf/vmlinux",
-            "its type information (BTF, /sys/kernel/btf/vmlinux)",
-            "use a kernel built with CONFIG_DEBUG_INFO_BTF=y",
+            "kernel/btf/vmlinux",
+            "type information (BTF, /sys/kernel/btf/vmlinux)",
+            "use one built with CONFIG_DEBUG_INFO_BTF=y",
         ),
         (
-            "/sys/bus/event_source/devices/uprobe/type",
+            "bus/event_source/devices/uprobe/type",
             "uprobes",
-            "use a kernel built with CONFIG_UPROBE_EVENTS=y",
+            "use one built with CONFIG_UPROBE_EVENTS=y",
         ),
-    ] {
-        if lacks(path) {
+    ];
+    for (path, what, remedy) in NEEDS {
+        if !sysfs.join(path).exists() {
             return Err(LoadError::Unsupported {
                 what: what.to_owned(),
                 remedy: remedy.to_owned(),
@@ -243,7 +248,7 @@ impl Loaded {
                 }
                 _ => LoadError::Gone { pid },
             })?;
-        if mapped != probe.code {
+        if !same_code(&mapped, &probe.code, target.is_traced()) {
             return Err(LoadError::CodeDiffers {
                 function: probe.function,
             });
@@ -278,6 +283,48 @@ impl Loaded {
     }
 }
 
+/// Whether the code in memory is the file's. The breakpoint of another uprobe does not count as a
+/// difference, the kernel keeps several on one instruction; that of a debugger does, since the
+/// kernel would take it away with ours.
+fn same_code(mapped: &[u8], file: &[u8], is_traced: bool) -> bool {
+    const INT3: u8 = 0xcc;
+    mapped.len() == file.len()
+        && mapped
+            .iter()
+            .zip(file)
+            .all(|(mapped, file)| mapped == file || (!is_traced && *mapped == INT3))
+}
+
 fn program_error(probe: &str, error: ProgramError) -> LoadError {
     LoadError::other(&format!("attach `{probe}`"), error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kernel_without_btf_or_uprobes_is_refused() {
+        let sysfs = tempfile::TempDir::new().unwrap();
+        let make = |path: &str| {
+            let path = sysfs.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, "").unwrap();
+        };
+        let says = || check_kernel(sysfs.path()).map_err(|error| error.to_string());
+        assert!(says().unwrap_err().contains("BTF"));
+        make("kernel/btf/vmlinux");
+        assert!(says().unwrap_err().contains("uprobes"));
+        make("bus/event_source/devices/uprobe/type");
+        assert_eq!(says(), Ok(()));
+    }
+
+    #[test]
+    fn only_the_breakpoint_of_a_uprobe_may_differ() {
+        assert!(same_code(&[1, 2, 3], &[1, 2, 3], true));
+        assert!(same_code(&[1, 0xcc, 3], &[1, 2, 3], false));
+        assert!(!same_code(&[1, 0xcc, 3], &[1, 2, 3], true));
+        assert!(!same_code(&[1, 0x90, 3], &[1, 2, 3], false));
+        assert!(!same_code(&[1, 2], &[1, 2, 3], false));
+    }
 }

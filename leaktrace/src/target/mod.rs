@@ -184,6 +184,13 @@ impl Target {
         AddressMap::read(&self.process).map_err(|e| refusal(self.pid, e))
     }
 
+    /// Whether a debugger is attached.
+    pub fn is_traced(&self) -> bool {
+        self.process
+            .status()
+            .is_ok_and(|status| status.tracerpid != 0)
+    }
+
     /// A file descriptor that becomes readable when the target exits.
     pub fn pidfd(&self) -> BorrowedFd<'_> {
         self.pidfd.as_fd()
