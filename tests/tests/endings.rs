@@ -103,12 +103,11 @@ fn speed_returns() {
 
 /// Median of five seconds, in objects a second.
 fn speed(churn: &mut Service) -> f64 {
-    let mut rates: Vec<f64> = (0..5)
-        .map(|_| {
-            let line: serde_json::Value = serde_json::from_str(&churn.line()).unwrap();
-            line["objects_per_s"].as_f64().unwrap()
-        })
-        .collect();
+    let mut rates = Vec::new();
+    while rates.len() < 5 {
+        let line: serde_json::Value = serde_json::from_str(&churn.line()).unwrap();
+        rates.extend(line["objects_per_s"].as_f64());
+    }
     rates.sort_by(f64::total_cmp);
     rates[2]
 }

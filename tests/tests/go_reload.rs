@@ -5,13 +5,13 @@
 use leaktrace_tests::{Leaktrace, Service, assert_nothing_left};
 use serde_json::Value;
 
-const RATE: &str = "-leak-bytes-per-s=33554432";
+const ARGS: [&str; 2] = ["-leak-bytes-per-s=33554432", "-leak-limit-bytes=0"];
 
 /// The leaking line's function, as the reports name it.
 const LEAK: &str = "main.(*rowCache).Store";
 
 fn names_the_leak(variant: &str) {
-    let mut service = Service::start(&format!("reload-{variant}"), [RATE]);
+    let mut service = Service::start(&format!("reload-{variant}"), ARGS);
     service.wait_for("leaked_bytes", 1.0);
     let run = Leaktrace::record(service.pid(), ["-d", "20s"]);
     let finished = run.wait();
