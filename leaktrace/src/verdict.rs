@@ -308,12 +308,12 @@ fn decide(facts: &Facts, old: &Old, slope: f64) -> (Verdict, Vec<String>) {
     };
     if facts.owner == Owner::GoRuntimeHeap {
         let verdict = if site.growth.value > 0.0 {
-            Verdict::Growing
+            Verdict::Unknown
         } else {
             Verdict::Steady
         };
-        let what = "memory that the Go runtime takes for its own heap: see the go_heap sites for \
-                    who fills it";
+        let what = "memory that the Go runtime takes for its own heap, not judged by itself: \
+                    see the go_heap sites for who fills it";
         return (verdict, vec![what.into(), grew]);
     }
     let none_came = site.births.range(1..).next().is_none() && site.growth.value <= 0.0;

@@ -8,7 +8,7 @@ use super::schema::{
     EstimateReport, GoReport, Kind, LimitReport, MemoryReport, Report, SCHEMA, SiteReport, Summary,
     TargetReport, WindowReport,
 };
-use super::stack::{is_go_allocator, is_go_runtime};
+use super::stack::{is_go_allocator, is_go_runtime_mapping};
 use super::symbols::{FrameKey, FrameRef, SymbolTable};
 use crate::capture::schema::{self, End, Site};
 use crate::capture::{Capture, Ended};
@@ -149,8 +149,10 @@ impl<'a> Stacks<'a> {
     }
 
     fn owner(&self, kind: Kind, program: &[FrameRef]) -> Owner {
-        let innermost = program.iter().find_map(|&frame| self.table.function(frame));
-        if self.go && kind == Kind::Mmap && innermost.is_some_and(is_go_runtime) {
+        let functions = program
+            .iter()
+            .filter_map(|&frame| self.table.function(frame));
+        if self.go && kind == Kind::Mmap && is_go_runtime_mapping(functions) {
             Owner::GoRuntimeHeap
         } else {
             Owner::Program

@@ -43,10 +43,15 @@ pub(super) fn is_go_allocator(function: &str) -> bool {
         || PREFIXES.iter().any(|prefix| function.starts_with(prefix))
 }
 
-/// Whether a mapping whose innermost named frame is this one was made by the Go runtime for itself:
-/// its heap's arenas and its own structures. With cgo the runtime maps through C.
-pub(super) fn is_go_runtime(function: &str) -> bool {
-    function.starts_with("runtime.") || function == "x_cgo_mmap"
+/// Whether a mapping with these functions on its stack, innermost first, was made by the Go runtime
+/// for itself: its heap's arenas and its own structures. Under cgo the runtime maps through C
+/// (runtime/cgo_mmap.go), so that the innermost names are libc's.
+pub(super) fn is_go_runtime_mapping<'a>(functions: impl Iterator<Item = &'a str>) -> bool {
+    let mut functions = functions.peekable();
+    functions
+        .peek()
+        .is_some_and(|innermost| innermost.starts_with("runtime."))
+        || functions.any(|name| matches!(name, "runtime.mmap" | "runtime.sysMmap" | "x_cgo_mmap"))
 }
 
 #[cfg(test)]
@@ -76,9 +81,28 @@ mod tests {
         ] {
             assert!(!is_go_allocator(function), "{function}");
         }
-        assert!(is_go_runtime("runtime.sysMmap") && is_go_runtime("runtime.mmap"));
-        assert!(
-            !is_go_runtime("syscall.mmap") && !is_go_runtime("internal/runtime/syscall.Syscall6")
-        );
+        let mapping = |functions: &[&str]| is_go_runtime_mapping(functions.iter().copied());
+        assert!(mapping(&[
+            "runtime.sysMmap",
+            "runtime.mmap",
+            "runtime.sysReserve"
+        ]));
+        assert!(mapping(&[
+            "__GI___mmap64",
+            "x_cgo_mmap",
+            "runtime.mmap.func1",
+            "runtime.mmap"
+        ]));
+        assert!(!mapping(&[
+            "internal/runtime/syscall.Syscall6",
+            "syscall.mmap",
+            "main.main"
+        ]));
+        assert!(!mapping(&[
+            "__GI___mmap64",
+            "_cgo_f00_Cfunc_map",
+            "runtime.asmcgocall.abi0"
+        ]));
+        assert!(!mapping(&[]));
     }
 }

@@ -360,7 +360,11 @@ fn full_caches_are_steady() {
 #[test]
 fn rare_collections_do_not_make_leaks() {
     for gc_growth in [1.1, 1.2, 1.35, 1.6] {
-        let growing = World { gc_s: 0.5, gc_growth, ..MINUTE };
+        let growing = World {
+            gc_s: 0.5,
+            gc_growth,
+            ..MINUTE
+        };
         println!("{} collections", growing.collections().len());
         for (rate, capacity) in [(2.0, 20.0), (2.0, 60.0), (2.0, 600.0), (10.0, 100.0)] {
             tally("full cache in a growing heap", growing, |r| {
@@ -368,8 +372,10 @@ fn rare_collections_do_not_make_leaks() {
             })
             .at_most(0.01, &[Leak]);
         }
-        tally("leak in a growing heap", growing, |r| leak(r, 2.0 * MIB, 60.0))
-            .at_most(0.0, &[Steady]);
+        tally("leak in a growing heap", growing, |r| {
+            leak(r, 2.0 * MIB, 60.0)
+        })
+        .at_most(0.0, &[Steady]);
     }
 }
 
@@ -542,7 +548,7 @@ fn losses_and_owners_keep_a_leak_from_being_called_one() {
         owner: Owner::GoRuntimeHeap,
         ..facts
     });
-    assert_eq!(arena.verdict, Growing);
+    assert_eq!(arena.verdict, Unknown);
     assert!(
         arena.evidence[0].contains("Go runtime"),
         "{:?}",
