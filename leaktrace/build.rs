@@ -2,9 +2,9 @@
 //!
 //! `LEAKTRACE_BPF_TOOLCHAIN`, set for the crate, says what compiled the kernel side.
 
-use std::{env, path::PathBuf, process::ExitCode};
+use std::{env, fs, path::PathBuf, process::ExitCode};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 
 #[path = "../xtask/src/bpf.rs"]
 mod bpf;
@@ -29,9 +29,10 @@ fn compile_schema() -> Result<()> {
 
 /// Runs again only when a file that goes into the object, or a tool that made it, has changed.
 fn compile_kernel_side() -> Result<()> {
-    let here =
-        PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").context("CARGO_MANIFEST_DIR is not set")?);
-    let out = PathBuf::from(env::var_os("OUT_DIR").context("OUT_DIR is not set")?);
+    let variable = |name| env::var_os(name).with_context(|| format!("`{name}` is not set"));
+    let cargo = variable("CARGO")?;
+    let here = PathBuf::from(variable("CARGO_MANIFEST_DIR")?);
+    let out = PathBuf::from(variable("OUT_DIR")?);
     let sources = [
         "../leaktrace-ebpf/src",
         "../leaktrace-ebpf/Cargo.toml",
@@ -45,20 +46,25 @@ fn compile_kernel_side() -> Result<()> {
     }
 
     let toolchain = bpf::Toolchain::find()?;
-    for tool in [&toolchain.rustc, &toolchain.linker]
-        .into_iter()
-        .filter(|tool| tool.is_absolute())
-    {
+    for tool in [&toolchain.rustc, &toolchain.linker] {
         println!("cargo::rerun-if-changed={}", tool.display());
     }
     println!(
         "cargo::rustc-env=LEAKTRACE_BPF_TOOLCHAIN={}",
         toolchain.description
     );
-    toolchain.build(
-        &here.join("../leaktrace-ebpf"),
-        "leaktrace",
-        &out.join("bpf"),
-        &out.join("leaktrace.bpf.o"),
-    )
+    let target = out.join("bpf");
+    let mut build = toolchain.command(&cargo, "build", &here.join("../leaktrace-ebpf"), &target);
+    let status = build
+        .status()
+        .with_context(|| format!("failed to start `{build:?}`"))?;
+    ensure!(
+        status.success(),
+        "failed to build `leaktrace-ebpf` with {}: {status}",
+        toolchain.description
+    );
+    let built = target.join(bpf::TARGET).join("release/leaktrace");
+    fs::copy(&built, out.join("leaktrace.bpf.o"))
+        .with_context(|| format!("failed to copy `{}`", built.display()))?;
+    Ok(())
 }

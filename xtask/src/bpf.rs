@@ -12,12 +12,14 @@
 //! linker is bpf-linker, whose LLVM must not be older than the compiler's.
 
 use std::{
-    env, fs,
+    env,
+    ffi::OsStr,
+    fs,
     path::{Path, PathBuf},
     process::Command,
 };
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Result, bail};
 
 /// The target triple of the kernel side.
 pub(crate) const TARGET: &str = "bpfel-unknown-none";
@@ -58,13 +60,13 @@ impl Toolchain {
     ///
     /// When there is no compiler or no linker; the message names [`MEND`].
     pub(crate) fn find() -> Result<Self> {
-        let Some((description, rustc, build_core)) = find_compiler() else {
+        let Some((description, rustc, build_core)) = Self::find_compiler() else {
             bail!(
                 "no compiler for `{TARGET}`: neither {SYSTEM_RUSTC} with a BPF `core`, nor the active \
                  toolchain or nightly with rust-src; run `{MEND}`"
             );
         };
-        let Some(linker) = find_linker() else {
+        let Some(linker) = Self::find_linker() else {
             bail!("no `bpf-linker` in PATH or in cargo's bin directory; run `{MEND}`");
         };
         Ok(Self {
@@ -75,15 +77,61 @@ impl Toolchain {
         })
     }
 
-    /// A cargo command that runs in `manifest_dir` and builds for BPF, with none of the outer cargo's
-    /// variables in its way. `target_dir` must not be one that a running cargo holds locked.
-    pub(crate) fn cargo(
+    /// The first usable compiler: what it is, where, and whether `core` has to be compiled.
+    pub(crate) fn find_compiler() -> Option<(String, PathBuf, bool)> {
+        let system = PathBuf::from(SYSTEM_RUSTC);
+        if let Some(sysroot) = sysroot(Command::new(&system))
+            && has_core(&sysroot)
+        {
+            let description = format!("{SYSTEM_RUSTC} ({}) with its BPF core", version(&system));
+            return Some((description, system, false));
+        }
+        if let Some(sysroot) = sysroot(Command::new("rustc"))
+            && has_source(&sysroot)
+        {
+            let rustc = sysroot.join("bin/rustc");
+            let description = format!("the active toolchain ({}) with rust-src", version(&rustc));
+            return Some((description, rustc, true));
+        }
+        let mut nightly = Command::new("rustup");
+        nightly.args(["run", "nightly", "rustc"]);
+        if let Some(sysroot) = sysroot(nightly)
+            && has_source(&sysroot)
+        {
+            let rustc = sysroot.join("bin/rustc");
+            return Some((
+                format!("rustup's nightly ({}) with rust-src", version(&rustc)),
+                rustc,
+                true,
+            ));
+        }
+        None
+    }
+
+    /// bpf-linker from PATH, else from where `cargo install` puts it.
+    pub(crate) fn find_linker() -> Option<PathBuf> {
+        let installed = env::var_os("CARGO_HOME")
+            .map(PathBuf::from)
+            .or_else(|| env::home_dir().map(|home| home.join(".cargo")))
+            .map(|home| home.join("bin"));
+        let path = env::var_os("PATH").unwrap_or_default();
+        env::split_paths(&path)
+            .chain(installed)
+            .map(|directory| directory.join("bpf-linker"))
+            .find(|candidate| is_working(candidate))
+    }
+
+    /// Makes `cargo` (cargo itself, or cargo-clippy) run in `manifest_dir` and build for BPF, with none
+    /// of the outer cargo's variables in its way. `target_dir` must not be one that a running cargo
+    /// holds locked.
+    pub(crate) fn command(
         &self,
-        manifest_dir: &Path,
+        cargo: &OsStr,
         subcommand: &str,
+        manifest_dir: &Path,
         target_dir: &Path,
     ) -> Command {
-        let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        let mut command = Command::new(cargo);
         for (name, _) in env::vars_os().filter(|(name, _)| is_in_the_way(&name.to_string_lossy())) {
             command.env_remove(name);
         }
@@ -101,84 +149,14 @@ impl Toolchain {
         }
         command
     }
-
-    /// Builds the binary `name` of the crate at `manifest_dir` and puts the object at `object`.
-    ///
-    /// # Errors
-    ///
-    /// When cargo cannot be started or fails; its own messages are on stderr.
-    pub(crate) fn build(
-        &self,
-        manifest_dir: &Path,
-        name: &str,
-        target_dir: &Path,
-        object: &Path,
-    ) -> Result<()> {
-        let mut command = self.cargo(manifest_dir, "build", target_dir);
-        let status = command
-            .status()
-            .with_context(|| format!("failed to start `{command:?}`"))?;
-        ensure!(
-            status.success(),
-            "failed to build `{}` for {TARGET} with {}: {status}",
-            manifest_dir.display(),
-            self.description
-        );
-        let built = target_dir.join(TARGET).join("release").join(name);
-        fs::copy(&built, object).with_context(|| {
-            format!(
-                "failed to copy `{}` to `{}`",
-                built.display(),
-                object.display()
-            )
-        })?;
-        Ok(())
-    }
 }
 
-/// The first usable compiler: what it is, where, and whether `core` has to be compiled.
-fn find_compiler() -> Option<(String, PathBuf, bool)> {
-    let active = PathBuf::from("rustc");
-    for rustc in [Path::new(SYSTEM_RUSTC), &active] {
-        if let Some(sysroot) = sysroot(Command::new(rustc))
-            && has_core(&sysroot)
-        {
-            let description = format!("{} ({}) with its BPF core", rustc.display(), version(rustc));
-            return Some((description, rustc.into(), false));
-        }
-    }
-    if let Some(sysroot) = sysroot(Command::new(&active))
-        && has_source(&sysroot)
-    {
-        let description = format!("the active toolchain ({}) with rust-src", version(&active));
-        return Some((description, sysroot.join("bin/rustc"), true));
-    }
-    let mut nightly = Command::new("rustup");
-    nightly.args(["run", "nightly", "rustc"]);
-    if let Some(sysroot) = sysroot(nightly)
-        && has_source(&sysroot)
-    {
-        let rustc = sysroot.join("bin/rustc");
-        return Some((
-            format!("rustup's nightly ({}) with rust-src", version(&rustc)),
-            rustc,
-            true,
-        ));
-    }
-    None
-}
-
-/// bpf-linker from PATH, else from where `cargo install` puts it.
-fn find_linker() -> Option<PathBuf> {
-    let installed = env::var_os("CARGO_HOME")
-        .map(PathBuf::from)
-        .or_else(|| env::home_dir().map(|home| home.join(".cargo")))
-        .map(|home| home.join("bin"));
-    let path = env::var_os("PATH").unwrap_or_default();
-    env::split_paths(&path)
-        .chain(installed)
-        .map(|directory| directory.join("bpf-linker"))
-        .find(|candidate| candidate.is_file())
+/// A linker whose LLVM has been removed is as good as none.
+fn is_working(linker: &Path) -> bool {
+    Command::new(linker)
+        .arg("--version")
+        .output()
+        .is_ok_and(|output| output.status.success())
 }
 
 /// Where a compiler keeps its libraries; none if there is no such compiler.

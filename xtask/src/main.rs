@@ -1,3 +1,84 @@
-//! The chores of the project.
+//! The chores of the project: `cargo xtask setup`, `build`, `demo`, `test`, `bench`, `tidy`.
+//!
+//! A new machine with rustup's stable toolchain needs nothing else: `demo` and `test` set up what they
+//! need. Every failure names the step and the command.
 
-fn main() {}
+mod bpf;
+mod run;
+mod workspace;
+mod go;
+mod setup;
+mod targets;
+mod service;
+mod demo;
+mod checks;
+mod test;
+mod bench;
+mod tidy;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+/// The chores of the project.
+#[derive(Parser)]
+#[command(name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    chore: Chore,
+}
+
+#[derive(Subcommand)]
+enum Chore {
+    /// Install what is missing: a compiler and a linker for BPF, Go for the sample services.
+    Setup {
+        /// Also what the tests need.
+        #[arg(long)]
+        test: bool,
+        /// Also every Go version that is known to work.
+        #[arg(long)]
+        full: bool,
+    },
+    /// Set up, then build leaktrace (release) and the sample targets.
+    Build {
+        /// The sample targets for every Go version.
+        #[arg(long)]
+        full: bool,
+    },
+    /// Attach to a leaking Go service for 15 seconds and print the report.
+    Demo,
+    /// Run every check: format, lints, docs, unit, replay and, as root, integration tests.
+    Test,
+    /// Measure what leaktrace costs a program that allocates as fast as it can.
+    Bench {
+        /// How many times each of the three is measured.
+        #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+        pairs: u32,
+        /// How long each measurement takes, in seconds.
+        #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u64).range(1..))]
+        seconds: u64,
+    },
+    /// Hold the architecture's invariants by reading the sources.
+    Tidy,
+}
+
+fn main() -> Result<()> {
+    match Arguments::parse().chore {
+        Chore::Setup { full: true, .. } => setup::run(setup::Scope::Full),
+        Chore::Setup { test: true, .. } => setup::run(setup::Scope::Test),
+        Chore::Setup { .. } => setup::run(setup::Scope::Demo),
+        Chore::Build { full } => {
+            let scope = if full {
+                setup::Scope::Full
+            } else {
+                setup::Scope::Test
+            };
+            setup::run(scope)?;
+            targets::build_leaktrace()?;
+            targets::build(scope)
+        }
+        Chore::Demo => demo::run(),
+        Chore::Test => test::run(),
+        Chore::Bench { pairs, seconds } => bench::run(pairs, seconds),
+        Chore::Tidy => tidy::run(),
+    }
+}

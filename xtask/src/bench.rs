@@ -1,0 +1,300 @@
+//! `cargo xtask bench`: what being recorded costs a program that does nothing but allocate.
+//!
+//! One process of the churn program is measured in turn alone, under `leaktrace record`, and under a
+//! uprobe on every call of `runtime.mallocgc`, again and again: what else the machine does falls on all
+//! three alike. The figures are ratios within one turn.
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader},
+    path::Path,
+    process::{Child, Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use object::{Object as _, ObjectSegment as _, ObjectSymbol as _};
+
+use crate::{
+    go,
+    run::{self, as_root},
+    service::Service,
+    setup::{self, Scope},
+    targets, workspace,
+};
+
+/// Time for a tracer to settle after it has attached, and for the program after it has gone.
+const SETTLE: Duration = Duration::from_secs(1);
+
+/// How long leaktrace may take to attach, and to write its file when it has done.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What a per-allocation tracer has to probe.
+const ALLOCATOR: &str = "runtime.mallocgc";
+
+/// Measures `pairs` times, `seconds` each, and prints the table.
+///
+/// # Errors
+///
+/// When setting up or building fails, a tracer cannot attach, or the program ends.
+pub(crate) fn run(pairs: u32, seconds: u64) -> Result<()> {
+    setup::run(Scope::Demo)?;
+    targets::build_leaktrace()?;
+    targets::build(Scope::Demo)?;
+
+    let window = Duration::from_secs(seconds);
+    let program = workspace::targets().join(format!("churn-{}", go::NEWEST.number));
+    let service = Service::start(&program, &["-interval", "250ms"])?;
+    thread::sleep(SETTLE);
+
+    println!(
+        "{:>4} {:>14} {:>14} {:>14} {:>9} {:>9}",
+        "", "alone", "leaktrace", "per call", "", ""
+    );
+    println!(
+        "{:>4} {:>14} {:>14} {:>14} {:>9} {:>9}",
+        "turn", "objects/s", "objects/s", "objects/s", "leaktrace", "per call"
+    );
+    let (mut recorded, mut probed) = (Vec::new(), Vec::new());
+    for turn in 1..=pairs {
+        let alone = throughput(&service, window)?;
+        let under_record = under_leaktrace(&service, window)?;
+        thread::sleep(SETTLE);
+        let under_probe = under_uprobe(&service, &program, window)?;
+        thread::sleep(SETTLE);
+        recorded.push(under_record / alone);
+        probed.push(under_probe / alone);
+        println!(
+            "{turn:>4} {alone:>14.0} {under_record:>14.0} {under_probe:>14.0} {:>9.3} {:>9.4}",
+            under_record / alone,
+            under_probe / alone
+        );
+    }
+    println!(
+        "\nthroughput against the same program alone, median (lowest to highest) of {pairs} turns:"
+    );
+    println!(
+        "  leaktrace record                     {}",
+        spread(&mut recorded, 3)
+    );
+    println!(
+        "  a uprobe on every {ALLOCATOR}   {}",
+        spread(&mut probed, 4)
+    );
+    println!(
+        "These are ratios on a machine that does other things too: trust the median, not one turn."
+    );
+    println!(
+        "From Go 1.27 on most allocations do not go through {ALLOCATOR}: its uprobe sees only some."
+    );
+    Ok(())
+}
+
+/// Objects a second, mean over the window.
+fn throughput(service: &Service, window: Duration) -> Result<f64> {
+    let lines = service.listen(window)?;
+    let rates: Vec<f64> = lines.iter().filter_map(|(_, line)| rate(line)).collect();
+    // The first line covers time from before the window.
+    let rates = rates.get(1..).unwrap_or_default();
+    ensure!(
+        !rates.is_empty(),
+        "the sample program said nothing for {window:?}"
+    );
+    Ok(rates.iter().sum::<f64>() / rates.len() as f64)
+}
+
+/// The figure in one line of the churn program.
+fn rate(line: &str) -> Option<f64> {
+    let (_, rest) = line.split_once("\"objects_per_s\":")?;
+    rest.trim_end_matches('}').parse().ok()
+}
+
+/// Throughput while leaktrace records.
+fn under_leaktrace(service: &Service, window: Duration) -> Result<f64> {
+    let folder = workspace::target().join("bench");
+    fs::create_dir_all(&folder)
+        .with_context(|| format!("failed to create `{}`", folder.display()))?;
+    let file = folder.join("churn.leaktrace");
+    if file.exists() {
+        fs::remove_file(&file).with_context(|| format!("failed to remove `{}`", file.display()))?;
+    }
+    // Longer than the window by what attaching may take: the window is stopped by a signal.
+    let mut command = as_root(workspace::leaktrace());
+    command
+        .args([
+            "record",
+            "-q",
+            "-p",
+            &service.pid().to_string(),
+            "-d",
+            "10m",
+            "-o",
+        ])
+        .arg(&file);
+    let mut record = Tracer::start(&mut command)?;
+    record.wait_until_attached()?;
+    thread::sleep(SETTLE);
+    let rate = throughput(service, window)?;
+    record.stop()?;
+    Ok(rate)
+}
+
+/// Throughput while every call of the allocator's entry traps.
+fn under_uprobe(service: &Service, program: &Path, window: Duration) -> Result<f64> {
+    let offset = file_offset(program, ALLOCATOR)?;
+    // A mount namespace of its own, so that a machine without tracefs mounted stays that way. The probe
+    // goes when stdin closes, also when this process dies.
+    let script = format!(
+        "set -e; cd /sys/kernel/tracing; [ -e uprobe_events ] || mount -t tracefs tracefs .; cd /sys/kernel/tracing; \
+         trap 'echo 0 > events/leaktrace_bench/enable; echo -:leaktrace_bench/allocator >> uprobe_events' EXIT; \
+         echo 'p:leaktrace_bench/allocator {}:{offset:#x}' >> uprobe_events; \
+         echo 1 > events/leaktrace_bench/allocator/enable; echo attached; cat > /dev/null",
+        program.display()
+    );
+    let mut command = as_root("unshare");
+    command
+        .args(["--mount", "sh", "-c", &script])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped());
+    let mut child = command.spawn().context("failed to start `unshare`")?;
+    let mut line = String::new();
+    if let Some(stdout) = child.stdout.take() {
+        BufReader::new(stdout).read_line(&mut line)?;
+    }
+    let rate = if line.trim() == "attached" {
+        thread::sleep(SETTLE);
+        throughput(service, window)
+    } else {
+        Err(anyhow::anyhow!("failed to put a uprobe on `{ALLOCATOR}`"))
+    };
+    drop(child.stdin.take());
+    let status = child.wait().context("failed to wait for `unshare`")?;
+    ensure!(
+        status.success() || rate.is_err(),
+        "failed to take the uprobe off `{ALLOCATOR}`"
+    );
+    rate
+}
+
+/// Where a function's first instruction is in its file.
+fn file_offset(program: &Path, function: &str) -> Result<u64> {
+    let bytes =
+        fs::read(program).with_context(|| format!("failed to read `{}`", program.display()))?;
+    let file = object::File::parse(&*bytes)
+        .with_context(|| format!("failed to read `{}` as ELF", program.display()))?;
+    let address = file
+        .symbol_by_name(function)
+        .with_context(|| format!("`{}` has no `{function}`", program.display()))?
+        .address();
+    file.segments()
+        .find_map(|segment| {
+            let within = address.checked_sub(segment.address())?;
+            let (offset, size) = segment.file_range();
+            (within < size).then(|| offset + within)
+        })
+        .with_context(|| format!("`{function}` is in no segment of `{}`", program.display()))
+}
+
+/// A leaktrace that records.
+struct Tracer {
+    child: Child,
+}
+
+impl Tracer {
+    fn start(command: &mut Command) -> Result<Self> {
+        let child = command
+            .spawn()
+            .with_context(|| format!("failed to start `{}`", run::line(command)))?;
+        Ok(Self { child })
+    }
+
+    /// Waits until it holds kernel objects that attach, and no more come.
+    fn wait_until_attached(&mut self) -> Result<()> {
+        let end = Instant::now() + PATIENCE;
+        let mut last = 0;
+        while Instant::now() < end {
+            if let Some(status) = self.child.try_wait()? {
+                bail!("`leaktrace record` ended before it had attached: {status}");
+            }
+            let now = self.attachments()?;
+            if now > 0 && now == last {
+                return Ok(());
+            }
+            last = now;
+            thread::sleep(Duration::from_millis(500));
+        }
+        bail!("`leaktrace record` did not attach within {PATIENCE:?}")
+    }
+
+    /// Links and perf events among its open files; those of its child when it runs under sudo.
+    fn attachments(&self) -> Result<usize> {
+        let pid = self.child.id();
+        let script = format!(
+            "for p in {pid} $(cat /proc/{pid}/task/{pid}/children); do ls -l /proc/$p/fd; done 2>/dev/null || true"
+        );
+        let files = run::output(as_root("sh").args(["-c", &script]))?;
+        let is_attachment = |line: &&str| {
+            line.contains("[perf_event]") || line.contains("bpf_link") || line.contains("bpf-link")
+        };
+        Ok(files.lines().filter(is_attachment).count())
+    }
+
+    /// Asks it to finish and waits until it has.
+    fn stop(mut self) -> Result<()> {
+        run::run(as_root("kill").args(["-INT", &self.child.id().to_string()]))?;
+        let end = Instant::now() + PATIENCE;
+        while Instant::now() < end {
+            if let Some(status) = self.child.try_wait()? {
+                ensure!(status.success(), "`leaktrace record` failed: {status}");
+                return Ok(());
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+        bail!("`leaktrace record` did not end within {PATIENCE:?} of SIGINT")
+    }
+}
+
+impl Drop for Tracer {
+    /// Only on the way out of an error: otherwise it has ended.
+    fn drop(&mut self) {
+        if let Ok(None) = self.child.try_wait() {
+            let _ = run::run(as_root("kill").args(["-INT", &self.child.id().to_string()]));
+            let _ = self.child.wait();
+        }
+    }
+}
+
+/// `0.991 (0.985 to 1.002)`
+fn spread(ratios: &mut [f64], digits: usize) -> String {
+    ratios.sort_unstable_by(f64::total_cmp);
+    let middle = ratios.len() / 2;
+    let median = match ratios {
+        [] => return "not measured".into(),
+        _ if ratios.len() % 2 == 1 => ratios[middle],
+        _ => f64::midpoint(ratios[middle - 1], ratios[middle]),
+    };
+    let (lowest, highest) = (ratios[0], ratios[ratios.len() - 1]);
+    format!("{median:.digits$} ({lowest:.digits$} to {highest:.digits$})")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{rate, spread};
+
+    #[test]
+    fn spread_is_median_and_range() {
+        assert_eq!(spread(&mut [0.98, 1.02, 0.99], 3), "0.990 (0.980 to 1.020)");
+        assert_eq!(spread(&mut [1.0, 0.5], 2), "0.75 (0.50 to 1.00)");
+        assert_eq!(spread(&mut [], 2), "not measured");
+    }
+
+    #[test]
+    fn rate_is_read_from_a_line_of_churn() {
+        assert_eq!(
+            rate(r#"{"t_s":1.000,"objects_per_s":42760132}"#),
+            Some(42_760_132.0)
+        );
+        assert_eq!(rate(r#"{"ready":true,"pid":7444}"#), None);
+    }
+}

@@ -1,0 +1,251 @@
+//! `cargo xtask setup`: installs what is missing, and nothing else.
+//!
+//! Each step is first asked whether there is anything to do, so that a second run does nothing and says
+//! so at once. A step that has work to do says what, why and about how long; one that fails names its
+//! command. Debian and its derivatives get everything; elsewhere the compiler comes from rustup, and
+//! what else is missing is named.
+
+use std::{env, path::Path, process::Command};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::{
+    bpf, go,
+    run::{self, as_root, find},
+};
+
+/// Whom to set up for. Each needs what those before it need.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Scope {
+    /// Building leaktrace, and the newest Go for the sample service.
+    Demo,
+    /// The oldest Go too, a C compiler, and the lints of the kernel side.
+    Test,
+    /// Every Go version that is known to work.
+    Full,
+}
+
+impl Scope {
+    /// The Go releases that are needed, newest first.
+    pub(crate) fn go_versions(self) -> Vec<go::Version> {
+        match self {
+            Self::Demo => vec![go::NEWEST],
+            Self::Test => vec![go::NEWEST, go::OLDEST],
+            Self::Full => [&[go::NEWEST], &go::OTHERS[..], &[go::OLDEST]].concat(),
+        }
+    }
+}
+
+/// The release of bpf-linker that is known to work, and the LLVM it is built with here: not older than
+/// that of the compiler.
+const LINKER: &str = "0.13.0";
+const LLVM: u32 = 22;
+
+/// Debian's compiler for BPF, its linter, and the LLVM that bpf-linker is built with.
+const COMPILER_PACKAGES: [&str; 2] = ["rustc-web", "libstd-rust-web-dev-bpf"];
+const CLIPPY_PACKAGE: &str = "rust-web-clippy";
+const LLVM_PACKAGE: &str = "llvm-22-dev";
+
+/// Does what `scope` needs.
+///
+/// # Errors
+///
+/// When a step fails; the message names it and its command.
+pub(crate) fn run(scope: Scope) -> Result<()> {
+    install_packages(scope).context("failed to set up: the distribution's packages")?;
+    install_compiler().context("failed to set up: the compiler for BPF")?;
+    install_linker().context("failed to set up: bpf-linker")?;
+    for version in scope.go_versions() {
+        if !version.is_installed()? {
+            let number = version.number;
+            say(&format!(
+                "Go {number}, which builds sample services: 60 to 80 MB from PyPI, about 30 s"
+            ));
+            version
+                .install()
+                .with_context(|| format!("failed to set up: Go {number}"))?;
+        }
+    }
+    let toolchain = bpf::Toolchain::find()?;
+    eprintln!(
+        "setup: all there; the kernel side is compiled by {}",
+        toolchain.description
+    );
+    Ok(())
+}
+
+fn say(what: &str) {
+    eprintln!("setup: {what}");
+}
+
+/// One run of apt for everything that is missing and that it has.
+fn install_packages(scope: Scope) -> Result<()> {
+    let mut packages = Vec::new();
+    let mut need = |is_there: bool, package: &'static str, why: &str| {
+        if !is_there {
+            say(&format!("{package} is missing: {why}"));
+            packages.push(package);
+        }
+    };
+    if bpf::Toolchain::find_compiler().is_none() && has_candidates(&COMPILER_PACKAGES) {
+        for package in COMPILER_PACKAGES {
+            need(false, package, "it compiles the kernel side");
+        }
+    }
+    if bpf::Toolchain::find_linker().is_none() {
+        need(
+            llvm_prefix().is_some(),
+            LLVM_PACKAGE,
+            "bpf-linker is built with it",
+        );
+        need(find("g++").is_some(), "g++", "bpf-linker is built with it");
+    }
+    need(
+        find("cc").is_some(),
+        "gcc",
+        "it links the Rust programs and builds the C target",
+    );
+    let wheels = scope
+        .go_versions()
+        .into_iter()
+        .filter(|version| version.package().is_none());
+    if wheels
+        .map(go::Version::is_installed)
+        .any(|there| !there.unwrap_or(true))
+    {
+        need(has_pip(), "python3-pip", "it downloads Go");
+    }
+    if scope >= Scope::Test {
+        for version in scope.go_versions() {
+            if let Some(package) = version.package() {
+                need(
+                    version.is_installed()?,
+                    package,
+                    "it builds sample services",
+                );
+            }
+        }
+        // Whichever compiler is chosen, its linter has to be its twin.
+        let is_system = bpf::Toolchain::find_compiler()
+            .is_none_or(|(_, rustc, _)| rustc.starts_with("/usr/bin"));
+        if is_system && has_candidates(&[CLIPPY_PACKAGE]) {
+            need(
+                Path::new("/usr/bin/cargo-clippy").is_file(),
+                CLIPPY_PACKAGE,
+                "it lints the kernel side",
+            );
+        }
+        let has_bpftool = find("bpftool").is_some() || Path::new("/usr/sbin/bpftool").is_file();
+        need(
+            has_bpftool,
+            "bpftool",
+            "the tests look for probes left behind",
+        );
+    }
+    if packages.is_empty() {
+        return Ok(());
+    }
+    if find("apt-get").is_none() {
+        bail!(
+            "there is no `apt-get`: install what corresponds to {} by hand",
+            packages.join(", ")
+        );
+    }
+
+    say("apt-get installs them: up to 200 MB, about two minutes");
+    let mut update = as_root("apt-get");
+    run::run(update.args(["-qq", "update"]))?;
+    let mut install = as_root("env");
+    install.args([
+        "DEBIAN_FRONTEND=noninteractive",
+        "apt-get",
+        "-qq",
+        "install",
+    ]);
+    run::run(
+        install
+            .args(["--yes", "--no-install-recommends"])
+            .args(&packages),
+    )
+}
+
+/// Where there is no distribution's compiler: rustup's nightly with the sources of `core`.
+fn install_compiler() -> Result<()> {
+    if bpf::Toolchain::find_compiler().is_some() {
+        return Ok(());
+    }
+    say(
+        "no compiler for BPF from the distribution: rustup's nightly with rust-src, about a minute",
+    );
+    run::run(Command::new("rustup").args([
+        "toolchain",
+        "install",
+        "nightly",
+        "--profile=minimal",
+        "--component=rust-src",
+        "--component=clippy",
+    ]))
+}
+
+fn install_linker() -> Result<()> {
+    if bpf::Toolchain::find_linker().is_some() {
+        return Ok(());
+    }
+    say(&format!(
+        "bpf-linker {LINKER}, which makes the BPF object: compiled here, about a minute"
+    ));
+    let prefix = llvm_prefix().with_context(|| format!("there is no LLVM {LLVM} with headers"))?;
+    run::run(
+        Command::new("cargo")
+            .args([
+                "install",
+                "--locked",
+                "--force",
+                "bpf-linker",
+                "--version",
+                LINKER,
+            ])
+            .args([
+                "--no-default-features",
+                "--features",
+                &format!("llvm-{LLVM}"),
+            ])
+            // Not into this workspace, and not with what cargo told xtask.
+            .current_dir("/")
+            .env_remove("CARGO_TARGET_DIR")
+            .env_remove("RUSTFLAGS")
+            .env("LLVM_PREFIX", prefix),
+    )
+}
+
+/// The folder of the LLVM that bpf-linker is built with.
+fn llvm_prefix() -> Option<String> {
+    let prefix = env::var("LLVM_PREFIX").unwrap_or_else(|_| format!("/usr/lib/llvm-{LLVM}"));
+    Path::new(&prefix)
+        .join("include/llvm-c/Core.h")
+        .is_file()
+        .then_some(prefix)
+}
+
+fn has_pip() -> bool {
+    let version = Command::new("python3")
+        .args(["-m", "pip", "--version"])
+        .output();
+    version.is_ok_and(|output| output.status.success())
+}
+
+/// Whether apt can install these packages. Its lists may be empty on a new machine: then it says yes,
+/// and it is apt-get that says what is wrong after it has fetched them.
+fn has_candidates(packages: &[&str]) -> bool {
+    if find("apt-get").is_none() {
+        return false;
+    }
+    let policy = |package: &str| run::output(Command::new("apt-cache").args(["policy", package]));
+    let has_lists = policy("bash").is_ok_and(|text| text.contains("http"));
+    !has_lists
+        || packages.iter().all(|package| {
+            policy(package).is_ok_and(|text| {
+                text.contains("Candidate: ") && !text.contains("Candidate: (none)")
+            })
+        })
+}
