@@ -5,6 +5,7 @@
 pub mod target;
 pub mod go;
 pub mod plan;
+pub mod loss;
 pub mod loader;
 pub mod address_space;
 pub mod drain;

@@ -9,8 +9,7 @@
 //!   scaled as pprof does ([`Sampler::scale`]).
 //! - Growth is the end minus the attach, in the same terms on both sides.
 //! - Births come from the attached probes, by interval; deaths by the interval of birth. What the
-//!   runtime counted and no probe saw is in [`SiteHistory::unseen_deaths`] and
-//!   [`LiveHeap::unseen_events`].
+//!   runtime counted and no probe saw is in [`SiteHistory::unseen_deaths`].
 //! - Time is kept in at most [`MAX_SLOTS`] slots of equal numbers of intervals, so that memory is
 //!   bounded by the number of sites.
 
@@ -134,9 +133,6 @@ pub struct LiveHeap {
     pub sampler: Sampler,
     /// The sites, by their number in the capture.
     pub parts: Vec<Part>,
-    /// Births and deaths that the Go runtime's own counters have and the probes did not see; their
-    /// objects' ages are not known.
-    pub unseen_events: u64,
 }
 
 /// One allocation site as a reader would call it, over the window.
@@ -255,22 +251,10 @@ impl LiveHeap {
             }
         }
         let parts = builder.parts;
-        // Without any event from the sampler's probes there were none, which is said elsewhere.
-        let probed = parts
-            .iter()
-            .any(|p| p.kind == Kind::GoHeap && p.seen != Default::default());
-        let unseen_events = parts
-            .iter()
-            .map(Part::unseen)
-            .fold(0_u64, |sum, (births, deaths)| {
-                sum.saturating_add(births).saturating_add(deaths)
-            });
-        let unseen_events = if probed { unseen_events } else { 0 };
         Self {
             timeline,
             sampler: Sampler { rate },
             parts,
-            unseen_events,
         }
     }
 

@@ -11,21 +11,6 @@ use leaktrace_common::{LiveObject, SiteCounters, SiteKey, StackId, StackRecord, 
 
 use crate::loader::{LoadError, Loaded, MapSizes, for_each_entry};
 
-/// Names of the kernel side's causes of loss, as captures and reports have them; the index is
-/// that of the `LOSSES` map.
-pub const CAUSES: [&str; loss::COUNT as usize] = [
-    "ring_buffer_full",
-    "stack_map_full",
-    "live_object_map_full",
-    "site_map_full",
-    "calls_in_flight_full",
-    "return_without_entry",
-    "stack_truncated",
-    "stack_unreadable",
-    "free_of_unseen",
-    "argument_unreadable",
-];
-
 /// What the kernel side writes, taken out of a loaded object.
 pub struct Kernel {
     events: RingBuf<MapData>,
@@ -126,7 +111,7 @@ impl Kernel {
         .map_err(|error| LoadError::other("read the site map", error))
     }
 
-    /// Counts of the kernel side's losses, in the order of [`CAUSES`].
+    /// Counts of the kernel side's losses, in the order of [`crate::loss::KERNEL`].
     ///
     /// # Errors
     ///

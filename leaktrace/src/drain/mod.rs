@@ -16,12 +16,10 @@ use crate::{
     address_space::{AddressSpace, Change},
     capture::schema,
     loader::LoadError,
+    loss,
 };
 
-pub use self::{
-    kernel::{CAUSES, Kernel},
-    sampler::Sampler,
-};
+pub use self::{kernel::Kernel, sampler::Sampler};
 use self::{
     objects::{Objects, Turnover},
     sites::Sites,
@@ -104,10 +102,14 @@ impl Drain {
         self.take_events();
         let before = self.losses.clone();
         let go_buckets = self.go_heap()?;
-        for (cause, count) in CAUSES.into_iter().zip(self.kernel.losses()?) {
+        for (cause, count) in loss::KERNEL.into_iter().zip(self.kernel.losses()?) {
             if count > 0 {
                 self.losses.insert(cause, count);
             }
+        }
+        if self.space.untracked() > 0 {
+            self.losses
+                .insert(loss::MAPPINGS_UNTRACKED, self.space.untracked());
         }
         let changed = self
             .losses
@@ -115,11 +117,16 @@ impl Drain {
             .filter(|(cause, count)| before.get(*cause) != Some(count))
             .map(|(cause, count)| (*cause, *count))
             .collect();
+        // What is mapped while the state at the attach is read counts to the first interval.
+        let deltas = match self.index {
+            0 => Vec::new(),
+            _ => std::mem::take(&mut self.deltas).into_values().collect(),
+        };
         let interval = schema::Interval {
             index: self.index,
             t_ns,
             sites: self.sites.take_fresh(),
-            deltas: std::mem::take(&mut self.deltas).into_values().collect(),
+            deltas,
             go_buckets,
             go_sample_rate: self.sampler.as_ref().map_or(0, Sampler::rate),
             gc_cycles: self.gc_cycles,
@@ -154,7 +161,7 @@ impl Drain {
                 delta.alloc_bytes += bytes;
             }
             Change::Free { cohort: 0, .. } => {
-                *losses.entry("unmap_of_preexisting").or_default() += 1;
+                *losses.entry(loss::UNMAP_OF_PREEXISTING).or_default() += 1;
             }
             Change::Free {
                 stack,
@@ -197,14 +204,14 @@ impl Drain {
                 .collect(),
             // The target has ended, most likely: what the probes counted is all there is.
             Err(_) => {
-                *self.losses.entry("go_profile_unreadable").or_default() += 1;
+                *self.losses.entry(loss::GO_PROFILE_UNREADABLE).or_default() += 1;
                 Vec::new()
             }
         };
         match sampler.unseen(before, after) {
             0 => {}
             unseen => {
-                self.losses.insert("go_samples_unseen", unseen);
+                self.losses.insert(loss::GO_SAMPLES_UNSEEN, unseen);
             }
         }
         let turnover = self.objects.look(self.index, live, totals);

@@ -178,7 +178,6 @@ fn go_buckets_are_the_truth_and_probes_give_the_ages() {
         },
     ];
     let heap = LiveHeap::from_capture(&capture(intervals));
-    assert_eq!(heap.unseen_events, 2 + 3);
     let sites = heap.merge(|part| part.site);
     let [site] = sites.as_slice() else {
         panic!("{sites:?}")
@@ -215,7 +214,6 @@ fn buckets_alone_give_births() {
         ..interval(index, index)
     });
     let heap = LiveHeap::from_capture(&capture(intervals.to_vec()));
-    assert_eq!(heap.unseen_events, 0, "there was no probe to miss them");
     let site = &heap.merge(|part| part.site)[0];
     let births: Vec<_> = site
         .births

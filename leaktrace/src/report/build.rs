@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
-use super::losses::{MAPPING_LOSSES, UNSEEN_GO_EVENTS};
 use super::schema::{
     EstimateReport, GoReport, Kind, LimitReport, MemoryReport, Report, SCHEMA, SiteReport, Summary,
     TargetReport, WindowReport,
@@ -13,6 +12,7 @@ use super::symbols::{FrameKey, FrameRef, SymbolTable};
 use crate::capture::schema::{self, End, Site};
 use crate::capture::{Capture, Ended};
 use crate::live_heap::{LiveHeap, SiteHistory};
+use crate::loss;
 use crate::series;
 use crate::verdict::{Facts, Owner, Verdict, judge};
 
@@ -50,9 +50,9 @@ pub fn build(
 ) -> Report {
     let heap = LiveHeap::from_capture(capture);
     let table = SymbolTable::new(capture, symbols);
-    let losses = losses(capture, &heap);
+    let losses = losses(capture);
     let stacks = Stacks::new(capture, &table);
-    let lost_events = MAPPING_LOSSES
+    let lost_events = loss::OF_MAPPINGS
         .iter()
         .filter_map(|cause| losses.get(*cause))
         .sum();
@@ -327,7 +327,7 @@ fn memory(capture: &Capture) -> MemoryReport {
 }
 
 /// The last count of every cause.
-fn losses(capture: &Capture, heap: &LiveHeap) -> BTreeMap<String, u64> {
+fn losses(capture: &Capture) -> BTreeMap<String, u64> {
     let close = match &capture.how_it_ended {
         Ended::Closed(close) => close.losses.as_slice(),
         _ => &[],
@@ -340,7 +340,6 @@ fn losses(capture: &Capture, heap: &LiveHeap) -> BTreeMap<String, u64> {
     let mut losses: BTreeMap<_, _> = recorded
         .map(|loss| (loss.cause.clone(), loss.count))
         .collect();
-    losses.insert(UNSEEN_GO_EVENTS.to_owned(), heap.unseen_events);
     losses.retain(|_, count| *count > 0);
     losses
 }

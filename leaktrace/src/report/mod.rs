@@ -14,13 +14,11 @@ pub(crate) mod human;
 mod schema;
 mod symbols;
 mod stack;
-mod losses;
 mod build;
 pub mod json;
 pub mod text;
 
 pub use build::{ReportOptions, build};
-pub use losses::meaning_of_loss;
 pub use schema::{
     EstimateReport, Frame, GoReport, Goroutines, Kind, LimitReport, MemoryReport, Report, SCHEMA,
     SiteReport, Summary, TargetReport, WindowReport,

@@ -6,8 +6,8 @@ use std::io::{self, Write};
 use jiff::Timestamp;
 
 use super::human;
-use super::losses::meaning_of_loss;
 use super::schema::{Frame, Report, SiteReport};
+use crate::loss;
 use crate::verdict::Verdict;
 
 /// How to write it.
@@ -294,7 +294,7 @@ impl Page {
             self.line("losses:");
         }
         for (cause, &count) in &report.losses {
-            let meaning = meaning_of_loss(cause).unwrap_or("a cause this leaktrace does not know");
+            let meaning = loss::meaning(cause).unwrap_or("a cause this leaktrace does not know");
             self.prose(
                 "  ",
                 &format!("{} {}: {meaning}", human::thousands(count), escape(cause)),

@@ -1,0 +1,99 @@
+//! Causes of loss: their names in captures and reports, and what each means for a reader.
+
+use leaktrace_common::loss;
+
+/// Names of the causes that the kernel side counts; the index is that of its `LOSSES` map.
+pub const KERNEL: [&str; loss::COUNT as usize] = {
+    let mut names = [""; loss::COUNT as usize];
+    names[loss::RING_FULL as usize] = "ring_buffer_full";
+    names[loss::STACK_MAP_FULL as usize] = "stack_map_full";
+    names[loss::LIVE_MAP_FULL as usize] = "live_object_map_full";
+    names[loss::COUNTER_MAP_FULL as usize] = "site_map_full";
+    names[loss::INFLIGHT_FULL as usize] = "calls_in_flight_full";
+    names[loss::RETURN_WITHOUT_ENTRY as usize] = "return_without_entry";
+    names[loss::STACK_TRUNCATED as usize] = "stack_truncated";
+    names[loss::STACK_UNREADABLE as usize] = "stack_unreadable";
+    names[loss::FREE_OF_UNSEEN as usize] = "free_of_unseen";
+    names[loss::ARGUMENT_UNREADABLE as usize] = "argument_unreadable";
+    names
+};
+
+/// Samples that Go's profile has and the probes did not see.
+pub const GO_SAMPLES_UNSEEN: &str = "go_samples_unseen";
+/// Intervals at which Go's profile could not be read.
+pub const GO_PROFILE_UNREADABLE: &str = "go_profile_unreadable";
+/// Mappings from before the attach that were unmapped.
+pub const UNMAP_OF_PREEXISTING: &str = "unmap_of_preexisting";
+/// Mapping calls beyond the limit on pieces of address space.
+pub const MAPPINGS_UNTRACKED: &str = "mappings_untracked";
+
+/// Losses after which a free of a mapping may not have been seen.
+pub const OF_MAPPINGS: [&str; 4] = [
+    KERNEL[loss::RING_FULL as usize],
+    KERNEL[loss::INFLIGHT_FULL as usize],
+    KERNEL[loss::RETURN_WITHOUT_ENTRY as usize],
+    MAPPINGS_UNTRACKED,
+];
+
+/// What a cause means, in words; `None` for one that this version does not know.
+pub fn meaning(cause: &str) -> Option<&'static str> {
+    Some(match cause {
+        "ring_buffer_full" => {
+            "changes of the address space came faster than they were read; mmap and brk sites may \
+             be off by as many calls (--ring-buffer makes room)"
+        }
+        "stack_map_full" => {
+            "new stacks found no room; their allocations are counted at a site without a stack \
+             (--stacks makes room)"
+        }
+        "live_object_map_full" => {
+            "objects found no room; they are counted, but their ages are not known (--live-objects \
+             makes room)"
+        }
+        "site_map_full" => "new sites found no room; the probes' counts of them are missing",
+        "calls_in_flight_full" => {
+            "too many system calls at a time; mmap and brk sites may be off by as many calls"
+        }
+        "return_without_entry" => {
+            "system calls whose beginning was not seen, as those under way at the attach; mmap and \
+             brk sites may be off by as many calls"
+        }
+        "stack_truncated" => "stacks deeper than the limit; their outermost frames are missing",
+        "stack_unreadable" => {
+            "stacks that could not be read; their allocations are counted at a site without a stack"
+        }
+        "free_of_unseen" => {
+            "frees of objects that were older than the attach, or whose birth was lost; they count \
+             as preexisting, nothing is missing"
+        }
+        "argument_unreadable" => {
+            "arguments that could not be read from the target; those events are missing"
+        }
+        GO_SAMPLES_UNSEEN => {
+            "samples that Go's profile has and no probe saw; live bytes are right, the ages of so \
+             many objects are not known"
+        }
+        GO_PROFILE_UNREADABLE => {
+            "Go's own profile could not be read at the end of an interval; the probes' counts stand \
+             in for it"
+        }
+        UNMAP_OF_PREEXISTING => {
+            "mappings from before the attach that were unmapped, whole or in part; they belong to \
+             no site"
+        }
+        MAPPINGS_UNTRACKED => {
+            "mappings beyond the limit on pieces of address space; they are missing"
+        }
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn every_cause_has_a_name_and_a_meaning() {
+        for cause in super::KERNEL.iter().chain(&super::OF_MAPPINGS) {
+            assert!(super::meaning(cause).is_some(), "`{cause}`");
+        }
+    }
+}
