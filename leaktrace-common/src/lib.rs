@@ -151,8 +151,8 @@ pub mod loss {
     pub const RETURN_WITHOUT_ENTRY: u32 = 5;
     /// An event's stack was cut at the depth limit.
     pub const STACK_TRUNCATED: u32 = 6;
-    /// An event's stack ended in unreadable memory or in code without frame pointers.
-    pub const STACK_INCOMPLETE: u32 = 7;
+    /// An event's stack could not be walked at all: its registers could not be read.
+    pub const STACK_UNREADABLE: u32 = 7;
     /// A freed object was not in the live-object map: older than the attach, or lost at birth.
     pub const FREE_OF_UNSEEN: u32 = 8;
     /// The target's memory at a probe's argument could not be read.
@@ -164,12 +164,15 @@ pub mod loss {
 const _: () = assert!(size_of::<SiteKey>() == 16, "SiteKey has padding");
 const _: () = assert!(size_of::<SiteCounters>() == 32, "SiteCounters has padding");
 const _: () = assert!(size_of::<LiveObject>() == 32, "LiveObject has padding");
-const _: () = assert!(size_of::<StackRecord>() == 8 + 8 * MAX_FRAMES, "StackRecord has padding");
+const _: () = assert!(
+    size_of::<StackRecord>() == 8 + 8 * MAX_FRAMES,
+    "StackRecord has padding"
+);
 const _: () = assert!(size_of::<VmEvent>() == 64, "VmEvent has padding");
 
 #[cfg(feature = "user")]
 mod user {
-    use super::{LiveObject, SiteCounters, SiteKey, StackRecord};
+    use super::{LiveObject, SiteCounters, SiteKey, StackRecord, VmEvent};
 
     // SAFETY: repr(C), integers only, no padding (asserted above): any bytes are a valid value.
     unsafe impl aya::Pod for SiteKey {}
@@ -179,4 +182,6 @@ mod user {
     unsafe impl aya::Pod for LiveObject {}
     // SAFETY: as above.
     unsafe impl aya::Pod for StackRecord {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for VmEvent {}
 }

@@ -15,3 +15,4 @@ pub mod series;
 pub mod verdict;
 pub mod symbolize;
 pub mod report;
+pub mod record;

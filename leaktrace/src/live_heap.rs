@@ -1,1 +1,591 @@
 //! The live heap: pure functions over a decoded capture.
+//!
+//! [`LiveHeap::from_capture`] gathers the history of every allocation site; [`LiveHeap::merge`]
+//! puts together the sites that a reader would call one (the same logical stack) and turns counts
+//! into bytes: live over time, by birth, with the interval of the estimate.
+//!
+//! # Contract
+//! - `mmap` and `brk` are exact. `go_heap` counts samples of the Go runtime's own heap sampler,
+//!   scaled as pprof does ([`Sampler::scale`]).
+//! - Growth is the end minus the attach, in the same terms on both sides.
+//! - Births come from the attached probes, by interval; deaths by the interval of birth. What the
+//!   runtime counted and no probe saw is in [`SiteHistory::unseen_deaths`] and
+//!   [`LiveHeap::unseen_events`].
+//! - Time is kept in at most [`MAX_SLOTS`] slots of equal numbers of intervals, so that memory is
+//!   bounded by the number of sites.
+
+#![forbid(unsafe_code)]
+
+use std::collections::{BTreeMap, HashMap};
+use std::hash::Hash;
+
+use crate::capture::Capture;
+use crate::capture::schema::{Kind, SiteDelta};
+
+mod estimate;
+#[cfg(test)]
+mod tests;
+
+pub use estimate::{Estimate, Sampler};
+
+/// Slots of time kept, not counting the attach.
+pub const MAX_SLOTS: usize = 512;
+
+/// Collections that an object may live through without being reachable: it is born marked while one
+/// is running, and after the next one it is dead but not yet swept. (Go: mgc.go, allocation is
+/// black during marking; sweeping is spread over the time until the next cycle.)
+const UNPROVEN_COLLECTIONS: u32 = 2;
+
+/// The moments at which the state is known. Slot 0 is the attach.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Timeline {
+    /// End of each slot, in seconds since the window opened; never falls.
+    pub times: Vec<f64>,
+    /// Collections completed by then since the attach; zeros for other runtimes.
+    pub collections: Vec<u32>,
+}
+
+impl Timeline {
+    /// The last slot.
+    pub fn last(&self) -> usize {
+        self.times.len().saturating_sub(1)
+    }
+
+    /// Seconds from the attach to the end.
+    pub fn duration_s(&self) -> f64 {
+        self.age_s(0, self.last())
+    }
+
+    /// How old an object born in one slot is at the end of another, at least, in seconds.
+    pub fn age_s(&self, born: usize, now: usize) -> f64 {
+        let at = |slot| self.times.get(slot).copied().unwrap_or_default();
+        (at(now) - at(born)).max(0.0)
+    }
+
+    /// Collections that an object born in one slot and alive at the end of another has survived
+    /// while reachable, at least.
+    pub fn collections_survived(&self, born: usize, now: usize) -> u32 {
+        let at = |slot| self.collections.get(slot).copied().unwrap_or_default();
+        at(now)
+            .saturating_sub(at(born))
+            .saturating_sub(UNPROVEN_COLLECTIONS)
+    }
+}
+
+/// A number of objects and their bytes. For `go_heap`: samples, not scaled.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Count {
+    /// Objects.
+    pub objects: u64,
+    /// Bytes.
+    pub bytes: u64,
+}
+
+impl Count {
+    fn add(&mut self, objects: u64, bytes: u64) {
+        self.objects = self.objects.saturating_add(objects);
+        self.bytes = self.bytes.saturating_add(bytes);
+    }
+
+    /// What is left after taking `other` away; never below zero.
+    pub fn less(self, other: Self) -> Self {
+        Self {
+            objects: self.objects.saturating_sub(other.objects),
+            bytes: self.bytes.saturating_sub(other.bytes),
+        }
+    }
+}
+
+/// Running totals of a part at the end of a slot.
+#[derive(Clone, Copy, Debug, Default)]
+struct Totals {
+    slot: usize,
+    allocs: Count,
+    frees: Count,
+    proven: u64,
+}
+
+/// The history of one site of the capture.
+#[derive(Clone, Debug)]
+pub struct Part {
+    /// Its number in the capture.
+    pub site: u32,
+    /// Its kind of memory.
+    pub kind: Kind,
+    /// Bytes of each object; zero where objects differ.
+    pub object_size: u64,
+    /// Totals where they changed, slots rising.
+    history: Vec<Totals>,
+    has_bucket: bool,
+    /// Births that probes saw, by slot; slot 0 is what the attach found.
+    births: BTreeMap<usize, Count>,
+    /// Deaths that probes saw, by slots of birth and of death.
+    deaths: BTreeMap<(usize, usize), Count>,
+    /// All births and deaths that probes saw since the attach.
+    seen: (Count, Count),
+}
+
+/// Every site's history, still apart.
+#[derive(Clone, Debug)]
+pub struct LiveHeap {
+    /// The moments known.
+    pub timeline: Timeline,
+    /// How Go objects were sampled.
+    pub sampler: Sampler,
+    /// The sites, by their number in the capture.
+    pub parts: Vec<Part>,
+    /// Births and deaths that the Go runtime's own counters have and the probes did not see; their
+    /// objects' ages are not known.
+    pub unseen_events: u64,
+}
+
+/// One allocation site as a reader would call it, over the window.
+#[derive(Clone, Debug)]
+pub struct SiteHistory {
+    /// Kind of memory.
+    pub kind: Kind,
+    /// The capture's sites that it consists of.
+    pub sites: Vec<u32>,
+    /// True where the counts are samples.
+    pub sampled: bool,
+    /// Live bytes at the end of every slot of [`LiveHeap::timeline`], estimated.
+    pub live_series: Vec<f64>,
+    /// Bytes not known to be dead at the end.
+    pub live: Estimate,
+    /// Objects not known to be dead at the end, estimated.
+    pub live_objects: f64,
+    /// The same as samples: what the estimate rests on.
+    pub live_count: Count,
+    /// Bytes known to have survived a completed collection: pprof's figure. Go heap only.
+    pub proven_bytes: Option<f64>,
+    /// Live bytes at the end minus those at the attach.
+    pub growth: Estimate,
+    /// Bytes allocated since the attach, estimated.
+    pub alloc_bytes: f64,
+    /// Bytes freed since the attach, estimated.
+    pub freed_bytes: f64,
+    /// Bytes live at the attach, estimated.
+    pub preexisting_bytes: f64,
+    /// What is left of them, estimated.
+    pub preexisting_left_bytes: f64,
+    /// Births by slot; slot 0 is what the attach found. Samples.
+    pub births: BTreeMap<usize, Count>,
+    /// Deaths by slots of birth and death. Samples.
+    pub deaths: BTreeMap<(usize, usize), Count>,
+    /// Deaths since the attach whose age is not known. Samples.
+    pub unseen_deaths: u64,
+    /// Slot of birth of the oldest object that lives; none when nothing does.
+    pub oldest: Option<usize>,
+}
+
+impl LiveHeap {
+    /// Gathers the histories. Records that make no sense (births after deaths, sites not declared)
+    /// are taken as far as they go; nothing panics.
+    pub fn from_capture(capture: &Capture) -> Self {
+        let stride = capture
+            .intervals
+            .len()
+            .saturating_sub(1)
+            .div_ceil(MAX_SLOTS)
+            .max(1);
+        let has_attach = capture
+            .intervals
+            .first()
+            .is_some_and(|first| first.index == 0);
+        // Slot of the interval at a position; the attach has its own.
+        let slot_at = |position: usize| match (has_attach, position) {
+            (true, 0) => 0,
+            (true, position) => 1 + (position - 1) / stride,
+            (false, position) => 1 + position / stride,
+        };
+        let indexes: Vec<u32> = capture
+            .intervals
+            .iter()
+            .map(|interval| interval.index)
+            .collect();
+        let slot_of_cohort = |cohort: u32| match indexes.partition_point(|&index| index < cohort) {
+            _ if cohort == 0 => 0,
+            position => slot_at(position),
+        };
+
+        let mut timeline = Timeline {
+            times: vec![0.0],
+            collections: vec![0],
+        };
+        // Where the runtime's counters were read in every interval they alone make the totals: a
+        // probe's event may fall into the interval before or after.
+        let between = capture
+            .intervals
+            .get(1..indexes.len().saturating_sub(1))
+            .unwrap_or_default();
+        let buckets_each_interval = between
+            .iter()
+            .any(|interval| !interval.go_buckets.is_empty());
+        let mut builder = Builder {
+            buckets_each_interval,
+            ..Builder::default()
+        };
+        let mut rate = capture
+            .header
+            .target
+            .as_ref()
+            .and_then(|target| target.go.as_ref())
+            .map_or(0, |go| go.sample_rate);
+        for (position, interval) in capture.intervals.iter().enumerate() {
+            let slot = slot_at(position);
+            let last = timeline.last();
+            let t_s = (interval.t_ns as f64 / 1e9).max(timeline.times[last]);
+            let collections = interval.gc_cycles.max(timeline.collections[last]);
+            timeline.times.resize(slot + 1, t_s);
+            timeline.collections.resize(slot + 1, collections);
+            timeline.times[slot] = t_s;
+            timeline.collections[slot] = collections;
+            if interval.go_sample_rate != 0 {
+                rate = interval.go_sample_rate;
+            }
+            for site in &interval.sites {
+                builder.part(site.id, site.kind(), site.object_size);
+            }
+            for delta in &interval.deltas {
+                builder.delta(slot, delta, slot_of_cohort);
+            }
+            for bucket in &interval.go_buckets {
+                let proven = bucket.proven_allocs.saturating_sub(bucket.proven_frees);
+                builder.bucket(slot, bucket.site, bucket.allocs, bucket.frees, proven);
+            }
+        }
+        let parts = builder.parts;
+        // Without any event from the sampler's probes there were none, which is said elsewhere.
+        let probed = parts
+            .iter()
+            .any(|p| p.kind == Kind::GoHeap && p.seen != Default::default());
+        let unseen_events = parts
+            .iter()
+            .map(Part::unseen)
+            .fold(0_u64, |sum, (births, deaths)| {
+                sum.saturating_add(births).saturating_add(deaths)
+            });
+        let unseen_events = if probed { unseen_events } else { 0 };
+        Self {
+            timeline,
+            sampler: Sampler { rate },
+            parts,
+            unseen_events,
+        }
+    }
+
+    /// Puts together the parts for which `key` gives the same, in order of first appearance.
+    /// Parts of different kinds stay apart whatever the key.
+    pub fn merge<K: Hash + Eq>(&self, mut key: impl FnMut(&Part) -> K) -> Vec<SiteHistory> {
+        let mut groups: Vec<Vec<&Part>> = Vec::new();
+        let mut group_of: HashMap<(i32, K), usize> = HashMap::new();
+        for part in &self.parts {
+            let group = *group_of
+                .entry((part.kind.into(), key(part)))
+                .or_insert(groups.len());
+            if group == groups.len() {
+                groups.push(Vec::new());
+            }
+            groups[group].push(part);
+        }
+        groups
+            .into_iter()
+            .map(|parts| self.history(&parts))
+            .collect()
+    }
+
+    fn sampler_of(&self, part: &Part) -> Sampler {
+        if part.kind == Kind::GoHeap {
+            self.sampler
+        } else {
+            Sampler::EXACT
+        }
+    }
+
+    fn history(&self, parts: &[&Part]) -> SiteHistory {
+        let kind = parts.first().map_or(Kind::Unspecified, |part| part.kind);
+        let mut site = SiteHistory {
+            kind,
+            sites: parts.iter().map(|part| part.site).collect(),
+            sampled: kind == Kind::GoHeap && self.sampler.rate > 1,
+            live_series: vec![0.0; self.timeline.times.len()],
+            live: Estimate::default(),
+            live_objects: 0.0,
+            live_count: Count::default(),
+            proven_bytes: (kind == Kind::GoHeap).then_some(0.0),
+            growth: Estimate::default(),
+            alloc_bytes: 0.0,
+            freed_bytes: 0.0,
+            preexisting_bytes: 0.0,
+            preexisting_left_bytes: 0.0,
+            births: BTreeMap::new(),
+            deaths: BTreeMap::new(),
+            unseen_deaths: 0,
+            oldest: None,
+        };
+        for part in parts {
+            self.add_part(part, &mut site);
+        }
+        site.oldest = site
+            .births
+            .iter()
+            .find(|&(&slot, &born)| born.less(site.died(slot)).bytes > 0)
+            .map(|(&slot, _)| slot);
+        site
+    }
+
+    fn add_part(&self, part: &Part, site: &mut SiteHistory) {
+        let sampler = self.sampler_of(part);
+        let scale = sampler.scale(part.object_size);
+        let (attach, end) = (
+            part.at_attach(),
+            part.history.last().copied().unwrap_or_default(),
+        );
+        let (live_then, live_now) = (attach.live(), end.live());
+        let mut history = part.history.iter().peekable();
+        let mut live = 0.0;
+        for (slot, sum) in site.live_series.iter_mut().enumerate() {
+            while let Some(totals) = history.next_if(|totals| totals.slot <= slot) {
+                live = totals.live().bytes as f64 * scale;
+            }
+            *sum += live;
+        }
+
+        let births = part.births_with_attach();
+        let preexisting = births.get(&0).copied().unwrap_or_default();
+        let mut preexisting_dead = Count::default();
+        for (&(born, died), &count) in &part.deaths {
+            // Deaths beyond what the attach found are of objects whose birth was lost.
+            let count = if born == 0 {
+                part.clip(count, preexisting.less(preexisting_dead))
+            } else {
+                count
+            };
+            if born == 0 {
+                preexisting_dead.add(count.objects, count.bytes);
+            }
+            if count != Count::default() {
+                site.deaths
+                    .entry((born, died))
+                    .or_default()
+                    .add(count.objects, count.bytes);
+            }
+        }
+        let unseen_deaths = part.unseen().1;
+        let left = preexisting.less(preexisting_dead);
+        let left = if left.bytes > live_now.bytes {
+            live_now
+        } else {
+            left
+        };
+
+        site.live = site.live.plus(sampler.estimate(live_now, part.object_size));
+        site.live_objects += live_now.objects as f64 * scale;
+        site.live_count.add(live_now.objects, live_now.bytes);
+        if let Some(proven) = &mut site.proven_bytes {
+            *proven += end.proven as f64 * part.object_size as f64 * scale;
+        }
+        let came = live_now.less(left).objects;
+        let gone = live_then.less(left).objects;
+        site.growth = site.growth.plus(sampler.difference(
+            live_now.bytes as f64 - live_then.bytes as f64,
+            came.saturating_add(gone),
+            part.object_size,
+        ));
+        site.alloc_bytes += end.allocs.less(attach.allocs).bytes as f64 * scale;
+        site.freed_bytes += end.frees.less(attach.frees).bytes as f64 * scale;
+        site.preexisting_bytes += live_then.bytes as f64 * scale;
+        site.preexisting_left_bytes += left.bytes as f64 * scale;
+        for (slot, count) in births {
+            site.births
+                .entry(slot)
+                .or_default()
+                .add(count.objects, count.bytes);
+        }
+        site.unseen_deaths = site.unseen_deaths.saturating_add(unseen_deaths);
+    }
+}
+
+impl SiteHistory {
+    /// Deaths of objects born in a slot.
+    pub fn died(&self, born: usize) -> Count {
+        let mut died = Count::default();
+        for (_, count) in self.deaths.range((born, 0)..=(born, usize::MAX)) {
+            died.add(count.objects, count.bytes);
+        }
+        died
+    }
+
+    /// Age of the oldest living object in seconds, at least; what was there at the attach is as old
+    /// as the window.
+    pub fn oldest_s(&self, timeline: &Timeline) -> f64 {
+        self.oldest
+            .map_or(0.0, |slot| timeline.age_s(slot, timeline.last()))
+    }
+
+    /// Collections that object has survived, at least; Go heap only.
+    pub fn collections_survived(&self, timeline: &Timeline) -> Option<u32> {
+        (self.kind == Kind::GoHeap).then(|| {
+            self.oldest.map_or(0, |slot| {
+                timeline.collections_survived(slot, timeline.last())
+            })
+        })
+    }
+}
+
+impl Totals {
+    fn live(&self) -> Count {
+        self.allocs.less(self.frees)
+    }
+}
+
+impl Part {
+    /// Totals at the attach; zeros for a site that came later.
+    fn at_attach(&self) -> Totals {
+        self.history
+            .first()
+            .filter(|totals| totals.slot == 0)
+            .copied()
+            .unwrap_or_default()
+    }
+
+    /// Births and deaths that the runtime's counters have and the probes did not see.
+    fn unseen(&self) -> (u64, u64) {
+        if !self.has_bucket {
+            return (0, 0);
+        }
+        let (attach, end) = (
+            self.at_attach(),
+            self.history.last().copied().unwrap_or_default(),
+        );
+        let births = end.allocs.less(attach.allocs).objects;
+        let deaths = end.frees.less(attach.frees).objects;
+        let (seen_births, seen_deaths) = self.seen;
+        (
+            births.saturating_sub(seen_births.objects),
+            deaths.saturating_sub(seen_deaths.objects),
+        )
+    }
+
+    /// Births by slot. Where the probes missed most of them, those the runtime counted.
+    fn births_with_attach(&self) -> BTreeMap<usize, Count> {
+        let attach = self.at_attach();
+        let mut births = self.births.clone();
+        if self.unseen().0 > self.seen.0.objects {
+            births.clear();
+            let mut before = attach;
+            for totals in self.history.iter().filter(|totals| totals.slot > 0) {
+                let born = totals.allocs.less(before.allocs);
+                births
+                    .entry(totals.slot)
+                    .or_default()
+                    .add(born.objects, born.bytes);
+                before = *totals;
+            }
+        }
+        if self.has_bucket {
+            births.insert(0, attach.live());
+        }
+        births.retain(|_, count| *count != Count::default());
+        births
+    }
+
+    /// At most `limit`, in whole objects where they have one size.
+    fn clip(&self, count: Count, limit: Count) -> Count {
+        Count {
+            objects: count.objects.min(limit.objects),
+            bytes: count.bytes.min(limit.bytes),
+        }
+    }
+}
+
+/// Gathers parts while the intervals go by.
+#[derive(Default)]
+struct Builder {
+    parts: Vec<Part>,
+    by_site: HashMap<u32, usize>,
+    buckets_each_interval: bool,
+}
+
+impl Builder {
+    /// The part of a site; one that was not declared has no stack, and only the kernel's own kinds
+    /// can be without (site 0).
+    fn part(&mut self, site: u32, kind: Kind, object_size: u64) -> &mut Part {
+        let index = *self.by_site.entry(site).or_insert_with(|| {
+            let kind = if kind == Kind::Unspecified {
+                Kind::Mmap
+            } else {
+                kind
+            };
+            self.parts.push(Part {
+                site,
+                kind,
+                object_size,
+                history: Vec::new(),
+                has_bucket: false,
+                births: BTreeMap::new(),
+                deaths: BTreeMap::new(),
+                seen: Default::default(),
+            });
+            self.parts.len() - 1
+        });
+        &mut self.parts[index]
+    }
+
+    fn delta(&mut self, slot: usize, delta: &SiteDelta, slot_of_cohort: impl Fn(u32) -> usize) {
+        let buckets_each_interval = self.buckets_each_interval;
+        let part = self.part(delta.site, Kind::Unspecified, 0);
+        part.births
+            .entry(slot)
+            .or_default()
+            .add(delta.allocs, delta.alloc_bytes);
+        for freed in &delta.freed {
+            let born = slot_of_cohort(freed.cohort).min(slot);
+            part.deaths
+                .entry((born, slot))
+                .or_default()
+                .add(freed.objects, freed.bytes);
+        }
+        if slot > 0 {
+            part.seen.0.add(delta.allocs, delta.alloc_bytes);
+            part.seen.1.add(delta.frees, delta.free_bytes);
+        }
+        if !(buckets_each_interval && part.has_bucket) {
+            let totals = part.totals(slot);
+            totals.allocs.add(delta.allocs, delta.alloc_bytes);
+            totals.frees.add(delta.frees, delta.free_bytes);
+        }
+    }
+
+    fn bucket(&mut self, slot: usize, site: u32, allocs: u64, frees: u64, proven: u64) {
+        let part = self.part(site, Kind::GoHeap, 0);
+        let bytes = |objects: u64| objects.saturating_mul(part.object_size);
+        let allocs = Count {
+            objects: allocs,
+            bytes: bytes(allocs),
+        };
+        let frees = Count {
+            objects: frees,
+            bytes: bytes(frees),
+        };
+        part.has_bucket = true;
+        *part.totals(slot) = Totals {
+            slot,
+            allocs,
+            frees,
+            proven,
+        };
+    }
+}
+
+impl Part {
+    /// The totals of a slot, carried over from the one before.
+    fn totals(&mut self, slot: usize) -> &mut Totals {
+        let last = self.history.last().copied().unwrap_or_default();
+        if self.history.is_empty() || last.slot != slot {
+            self.history.push(Totals { slot, ..last });
+        }
+        let index = self.history.len() - 1;
+        &mut self.history[index]
+    }
+}

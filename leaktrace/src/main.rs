@@ -1,3 +1,160 @@
-//! The `leaktrace` command.
+//! The `leaktrace` command: what was typed, exit codes, and the one line of an error.
 
-fn main() {}
+mod args;
+
+use std::{
+    fs::File,
+    io::{self, BufReader, IsTerminal as _, Write as _},
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use anyhow::{Context as _, Result};
+use clap::Parser as _;
+use leaktrace::{
+    capture::{Capture, schema},
+    loader::LoadError,
+    plan::Plan,
+    record::{self, Progress},
+    report::{self, Report, ReportOptions, text::TextOptions},
+    symbolize,
+    target::{Target, TargetError},
+};
+
+use crate::args::{Args, Command, Format};
+
+const DONE: u8 = 0;
+const FAILED: u8 = 1;
+const USAGE: u8 = 2;
+const LEAKS_FOUND: u8 = 3;
+const TARGET_GONE: u8 = 4;
+const NOT_PERMITTED: u8 = 5;
+const NOT_SUPPORTED: u8 = 6;
+
+fn main() -> ExitCode {
+    let result = match Args::parse().command {
+        Command::Record(args) => record(&args),
+        Command::Report(args) => show(&args),
+    };
+    ExitCode::from(result.unwrap_or_else(|error| {
+        if is_closed_pipe(&error) {
+            return DONE;
+        }
+        // One line, whatever the causes contain.
+        let text = format!("{error:#}").replace(['\n', '\r'], " ");
+        let _ = writeln!(io::stderr(), "leaktrace: {text}");
+        exit_code(&error)
+    }))
+}
+
+fn exit_code(error: &anyhow::Error) -> u8 {
+    match error.downcast_ref::<TargetError>() {
+        Some(TargetError::Gone { .. } | TargetError::Zombie { .. }) => return TARGET_GONE,
+        Some(TargetError::NotPermitted { .. }) => return NOT_PERMITTED,
+        Some(TargetError::Ourselves { .. } | TargetError::Thread { .. }) => return USAGE,
+        Some(TargetError::KernelThread { .. } | TargetError::Unsupported { .. }) => {
+            return NOT_SUPPORTED;
+        }
+        Some(TargetError::Other { .. }) | None => {}
+    }
+    match error.downcast_ref::<LoadError>() {
+        Some(LoadError::NotPermitted) => NOT_PERMITTED,
+        Some(LoadError::Gone { .. }) => TARGET_GONE,
+        Some(LoadError::Unsupported { .. } | LoadError::CodeDiffers { .. }) => NOT_SUPPORTED,
+        Some(LoadError::Other { .. }) | None => FAILED,
+    }
+}
+
+/// A reader such as `head` that has seen enough is not an error.
+fn is_closed_pipe(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        cause
+            .downcast_ref::<io::Error>()
+            .is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+    })
+}
+
+fn record(args: &args::Record) -> Result<u8> {
+    let mut progress = Talk { quiet: args.quiet };
+    let recorded = record::record(&args.options(), &mut progress)?;
+    if !args.quiet {
+        let report = read_report(&recorded.file, &ReportOptions::default(), &[])?;
+        print_text(&report, 3)?;
+        eprintln!(
+            "leaktrace: read on with `leaktrace report {}`",
+            recorded.file.display()
+        );
+    }
+    Ok(DONE)
+}
+
+fn show(args: &args::Report) -> Result<u8> {
+    let mut report = read_report(&args.file, &args.options(), &args.debug_dir)?;
+    match args.format {
+        Format::Text => print_text(&report, args.sites)?,
+        Format::Json => {
+            report.sites.truncate(args.sites);
+            report::json::write(&report, io::stdout().lock())?;
+        }
+    }
+    Ok(if args.fail_on_leak && report.summary.leak > 0 {
+        LEAKS_FOUND
+    } else {
+        DONE
+    })
+}
+
+fn read_report(path: &Path, options: &ReportOptions, debug_dirs: &[PathBuf]) -> Result<Report> {
+    let name = path.display();
+    let file = File::open(path).with_context(|| format!("failed to open `{name}`"))?;
+    let capture =
+        Capture::read(BufReader::new(file)).with_context(|| format!("failed to read `{name}`"))?;
+    // A capture that was not closed has no symbols of its own.
+    let offline = (capture.symbols.is_none() || !debug_dirs.is_empty())
+        .then(|| symbolize::offline(&capture, debug_dirs.iter().cloned()));
+    let symbols = offline.as_ref().or(capture.symbols.as_ref());
+    Ok(report::build(&capture, symbols, options))
+}
+
+fn print_text(report: &Report, sites: usize) -> Result<()> {
+    let stdout = io::stdout();
+    let no_colour = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    let options = TextOptions {
+        top: sites,
+        colour: stdout.is_terminal() && !no_colour,
+        ..TextOptions::default()
+    };
+    report::text::write(report, options, stdout.lock())?;
+    Ok(())
+}
+
+/// What `record` says to people, on stderr.
+struct Talk {
+    quiet: bool,
+}
+
+impl Progress for Talk {
+    fn attached(&mut self, target: &Target, plan: &Plan, file: &Path) {
+        if self.quiet {
+            return;
+        }
+        eprintln!(
+            "leaktrace: attached to {} ({}) with {} probes, writing `{}`",
+            target.pid,
+            target.comm.escape_debug(),
+            plan.uprobes.len() + plan.tracepoints.len(),
+            file.display()
+        );
+        for limit in &plan.limits {
+            eprintln!("leaktrace: not seen: {}: {}", limit.what, limit.reason);
+        }
+    }
+
+    fn interval(&mut self, _interval: &schema::Interval) {}
+
+    fn symbolizing(&mut self) {
+        if !self.quiet {
+            eprintln!("leaktrace: detached, looking up symbols");
+        }
+    }
+}

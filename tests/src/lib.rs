@@ -1,1 +1,52 @@
-//! Harness of the privileged integration tests.
+//! Harness of the privileged integration tests: real services, the built command, a real kernel.
+//!
+//! Contract: every process that a test starts ends with the test, by its own handle. Services
+//! are waited for by what they print, never by sleeping a guessed time.
+
+mod service;
+mod tool;
+mod traces;
+
+pub use service::Service;
+pub use tool::{Finished, Leaktrace, report, run};
+pub use traces::assert_nothing_left;
+
+use std::path::PathBuf;
+
+/// Folder of the project.
+pub fn root() -> PathBuf {
+    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+}
+
+/// Path of a sample service that `cargo xtask build` or `cargo xtask test` has built.
+///
+/// # Panics
+///
+/// It is not there: a missing service is a failure, not a skip.
+pub fn sample(name: &str) -> PathBuf {
+    let folder = std::env::var_os("LEAKTRACE_TARGETS")
+        .map_or_else(|| root().join("target/targets"), PathBuf::from);
+    let path = folder.join(name);
+    assert!(
+        path.exists(),
+        "`{}` is not built: run `cargo xtask test`",
+        path.display()
+    );
+    path
+}
+
+/// The built command.
+///
+/// # Panics
+///
+/// It is not there.
+pub fn leaktrace_binary() -> PathBuf {
+    let path = std::env::var_os("LEAKTRACE_BIN")
+        .map_or_else(|| root().join("target/release/leaktrace"), PathBuf::from);
+    assert!(
+        path.exists(),
+        "`{}` is not built: run `cargo xtask build`",
+        path.display()
+    );
+    path
+}

@@ -1,1 +1,270 @@
-//! Reads the kernel's maps and ring buffer once an interval.
+//! Reads the kernel's maps and ring buffer, and turns an interval into a block of the capture.
+//!
+//! Contract: memory is bounded by the sizes of the kernel's maps; every loss is counted by cause,
+//! on both sides of the boundary. With `loader` this is the only module that knows aya.
+
+mod kernel;
+mod objects;
+mod sampler;
+mod sites;
+
+use std::collections::{BTreeMap, HashMap};
+
+use leaktrace_common::{EVENT_EXEC, EVENT_GC, KIND_GO_HEAP, SiteCounters, StackId, VmEvent};
+
+use crate::{
+    address_space::{AddressSpace, Change},
+    capture::schema,
+    loader::LoadError,
+};
+
+pub use self::{
+    kernel::{CAUSES, Kernel},
+    sampler::Sampler,
+};
+use self::{
+    objects::{Objects, Turnover},
+    sites::Sites,
+};
+
+/// Drains one run.
+pub struct Drain {
+    kernel: Kernel,
+    sampler: Option<Sampler>,
+    space: AddressSpace,
+    sites: Sites,
+    objects: Objects,
+    deltas: BTreeMap<u32, schema::SiteDelta>,
+    losses: BTreeMap<&'static str, u64>,
+    index: u32,
+    gc_cycles: u32,
+    events: u64,
+    exec: bool,
+}
+
+impl Drain {
+    /// Starts to drain `kernel`. `space` holds the mappings that were there at the attach, read
+    /// after the probes were live; `sampler` reads Go's own profile.
+    pub fn new(kernel: Kernel, space: AddressSpace, sampler: Option<Sampler>) -> Self {
+        Self {
+            kernel,
+            sampler,
+            space,
+            sites: Sites::default(),
+            objects: Objects::default(),
+            deltas: BTreeMap::new(),
+            losses: BTreeMap::new(),
+            index: 0,
+            gc_cycles: 0,
+            events: 0,
+            exec: false,
+        }
+    }
+
+    /// Empties the ring buffer. Call it several times an interval, so that bursts fit.
+    pub fn take_events(&mut self) {
+        // Not more than it can hold at once: a target that writes as fast as we read must not
+        // keep us here.
+        for _ in 0..self.kernel.ring_records() {
+            let Some(event) = self.kernel.next_event() else {
+                break;
+            };
+            self.events += 1;
+            match event.event {
+                EVENT_GC => self.gc_cycles += 1,
+                EVENT_EXEC => self.exec = true,
+                _ => self.address_space_event(&event),
+            }
+        }
+    }
+
+    /// Whether the target has become another program.
+    pub fn target_called_exec(&self) -> bool {
+        self.exec
+    }
+
+    /// Records taken out of the ring buffer since the attach.
+    pub fn events(&self) -> u64 {
+        self.events
+    }
+
+    /// Losses since the attach, by cause.
+    pub fn losses(&self) -> Vec<schema::Loss> {
+        losses(&self.losses)
+    }
+
+    /// Ends the current interval at `t_ns` since the window opened, and starts the next. The
+    /// first call, with index 0, describes the state at the attach. Mappings and memory are the
+    /// caller's to add.
+    ///
+    /// # Errors
+    ///
+    /// A map cannot be read.
+    pub fn interval(&mut self, t_ns: u64) -> Result<schema::Interval, LoadError> {
+        self.take_events();
+        let before = self.losses.clone();
+        let go_buckets = self.go_heap()?;
+        for (cause, count) in CAUSES.into_iter().zip(self.kernel.losses()?) {
+            if count > 0 {
+                self.losses.insert(cause, count);
+            }
+        }
+        let changed = self
+            .losses
+            .iter()
+            .filter(|(cause, count)| before.get(*cause) != Some(count))
+            .map(|(cause, count)| (*cause, *count))
+            .collect();
+        let interval = schema::Interval {
+            index: self.index,
+            t_ns,
+            sites: self.sites.take_fresh(),
+            deltas: std::mem::take(&mut self.deltas).into_values().collect(),
+            go_buckets,
+            go_sample_rate: self.sampler.as_ref().map_or(0, Sampler::rate),
+            gc_cycles: self.gc_cycles,
+            losses: losses(&changed),
+            ..schema::Interval::default()
+        };
+        self.index += 1;
+        Ok(interval)
+    }
+
+    fn address_space_event(&mut self, event: &VmEvent) {
+        let Self {
+            kernel,
+            space,
+            sites,
+            deltas,
+            losses,
+            index,
+            ..
+        } = self;
+        // What is mapped while the state at the attach is being read is born in the first interval.
+        space.set_cohort((*index).max(1));
+        space.apply(event, &mut |change| match change {
+            Change::Alloc {
+                stack,
+                kind,
+                objects,
+                bytes,
+            } => {
+                let delta = delta_of(deltas, sites.walked(kind, stack, || kernel.stack(stack)));
+                delta.allocs += objects;
+                delta.alloc_bytes += bytes;
+            }
+            Change::Free { cohort: 0, .. } => {
+                *losses.entry("unmap_of_preexisting").or_default() += 1;
+            }
+            Change::Free {
+                stack,
+                kind,
+                objects,
+                bytes,
+                cohort,
+            } => {
+                let delta = delta_of(deltas, sites.walked(kind, stack, || kernel.stack(stack)));
+                delta.frees += objects;
+                delta.free_bytes += bytes;
+                add_freed(&mut delta.freed, cohort, objects, bytes);
+            }
+        });
+    }
+
+    /// The Go heap's turnover and the buckets whose counts changed. The live set and the totals
+    /// are read before the profile, so that every bucket they name is known by then.
+    fn go_heap(&mut self) -> Result<Vec<schema::GoBucket>, LoadError> {
+        let Some(sampler) = &mut self.sampler else {
+            return Ok(Vec::new());
+        };
+        let mut live = Vec::new();
+        self.kernel
+            .for_each_live(|address, object| live.push((address, object)))?;
+        let totals = go_totals(&self.kernel)?;
+        let before = births(&totals);
+        let reading = sampler.read();
+        let after = births(&go_totals(&self.kernel)?);
+        let buckets = match reading {
+            Ok(changed) => changed
+                .into_iter()
+                .map(|(bucket, counts)| schema::GoBucket {
+                    site: self.sites.bucket(bucket),
+                    allocs: counts.allocs,
+                    frees: counts.frees,
+                    proven_allocs: counts.proven_allocs,
+                    proven_frees: counts.proven_frees,
+                })
+                .collect(),
+            // The target has ended, most likely: what the probes counted is all there is.
+            Err(_) => {
+                *self.losses.entry("go_profile_unreadable").or_default() += 1;
+                Vec::new()
+            }
+        };
+        match sampler.unseen(before, after) {
+            0 => {}
+            unseen => {
+                self.losses.insert("go_samples_unseen", unseen);
+            }
+        }
+        let turnover = self.objects.look(self.index, live, totals);
+        if self.index == 0 {
+            // All of this is in the profile's state at the attach.
+            return Ok(buckets);
+        }
+        for (stack, Turnover { counters, freed }) in turnover {
+            let delta = delta_of(&mut self.deltas, self.sites.of_bucket(stack));
+            delta.allocs += counters.allocs;
+            delta.alloc_bytes += counters.alloc_bytes;
+            delta.frees += counters.frees;
+            delta.free_bytes += counters.free_bytes;
+            delta.freed.extend(freed);
+        }
+        Ok(buckets)
+    }
+}
+
+fn add_freed(freed: &mut Vec<schema::CohortFrees>, cohort: u32, objects: u64, bytes: u64) {
+    match freed.iter_mut().find(|freed| freed.cohort == cohort) {
+        Some(freed) => {
+            freed.objects += objects;
+            freed.bytes += bytes;
+        }
+        None => freed.push(schema::CohortFrees {
+            cohort,
+            objects,
+            bytes,
+        }),
+    }
+}
+
+fn go_totals(kernel: &Kernel) -> Result<HashMap<StackId, SiteCounters>, LoadError> {
+    let mut totals = HashMap::new();
+    kernel.for_each_site(|key, counters| {
+        if key.kind == KIND_GO_HEAP {
+            totals.insert(key.stack, counters);
+        }
+    })?;
+    Ok(totals)
+}
+
+fn births(totals: &HashMap<StackId, SiteCounters>) -> u64 {
+    totals.values().map(|counters| counters.allocs).sum()
+}
+
+fn delta_of(deltas: &mut BTreeMap<u32, schema::SiteDelta>, site: u32) -> &mut schema::SiteDelta {
+    deltas.entry(site).or_insert_with(|| schema::SiteDelta {
+        site,
+        ..schema::SiteDelta::default()
+    })
+}
+
+fn losses(counts: &BTreeMap<&'static str, u64>) -> Vec<schema::Loss> {
+    counts
+        .iter()
+        .map(|(cause, count)| schema::Loss {
+            cause: (*cause).to_owned(),
+            count: *count,
+        })
+        .collect()
+}

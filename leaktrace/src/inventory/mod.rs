@@ -1,1 +1,6 @@
-//! What was there before the attach: Go's profile buckets, the target's memory.
+//! What was there before the attach, and what no probe tells: read from the target's memory
+//! without stopping it.
+
+mod buckets;
+
+pub use buckets::{Bucket, BucketCounts, Buckets, BucketsError};

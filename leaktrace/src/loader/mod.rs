@@ -1,1 +1,330 @@
-//! Loads the kernel object, attaches the plan and undoes all of it.
+//! Loads the kernel object, attaches the plan, and undoes all of it.
+//!
+//! Contract: whatever way leaktrace ends, nothing stays behind. Programs, maps and links are
+//! held by file descriptors of this process and nothing is pinned, so the kernel removes them
+//! with it, after `kill -9` too. With `drain` this is the only module that knows aya.
+
+mod batch;
+mod log;
+mod tracefs;
+
+use std::{fs, num::NonZeroU32, path::Path};
+
+use aya::{
+    Btf, Ebpf, EbpfLoader, VerifierLogLevel,
+    programs::{ProgramError, TracePoint, UProbe, uprobe::UProbeScope},
+};
+use leaktrace_common::VmEvent;
+
+use crate::{
+    go::layout::Special,
+    plan::{Plan, Uprobe},
+    target::Target,
+};
+
+pub use self::{batch::for_each_entry, log::KernelLog, tracefs::ensure_tracefs};
+
+/// The kernel side, built by `build.rs`.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/leaktrace.bpf.o"));
+
+/// Sizes of the kernel's maps. They bound the kernel memory of a run: about 100 bytes a live
+/// object, 1.1 KiB a stack, 50 bytes and 32 a CPU for each site.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MapSizes {
+    /// Objects live at one time.
+    pub live_objects: u32,
+    /// Distinct stacks.
+    pub stacks: u32,
+    /// Distinct sites.
+    pub sites: u32,
+    /// Bytes of the ring buffer, rounded up to a power of two of at least a page.
+    pub ring_bytes: u32,
+    /// Threads of the target in a traced system call at one time.
+    pub calls_in_flight: u32,
+}
+
+impl Default for MapSizes {
+    fn default() -> Self {
+        Self {
+            live_objects: 1 << 16,
+            stacks: 1 << 13,
+            sites: 1 << 13,
+            ring_bytes: 1 << 22,
+            calls_in_flight: 1 << 12,
+        }
+    }
+}
+
+impl MapSizes {
+    /// Records that the ring buffer holds: each takes eight bytes more than itself, and one byte
+    /// always stays free.
+    pub fn ring_records(&self) -> u32 {
+        (self.ring_bytes - 1) / (size_of::<VmEvent>() as u32 + 8)
+    }
+}
+
+/// Why the probes could not be attached.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The user may not load BPF programs.
+    #[error("not permitted to load BPF programs: run leaktrace as root")]
+    NotPermitted,
+    /// The kernel lacks something.
+    #[error("this kernel lacks {what}: {remedy}")]
+    Unsupported {
+        /// What it lacks.
+        what: String,
+        /// What to do.
+        remedy: String,
+    },
+    /// The target went away meanwhile.
+    #[error("process {pid} ended while leaktrace was attaching to it")]
+    Gone {
+        /// The target.
+        pid: i32,
+    },
+    /// The mapped code is not the file's.
+    #[error(
+        "the code of `{function}` in memory differs from the executable file: another tool has \
+         changed it, and a probe there could kill the process"
+    )]
+    CodeDiffers {
+        /// The function.
+        function: &'static str,
+    },
+    /// Anything else.
+    #[error("failed to {what}")]
+    Other {
+        /// What was tried.
+        what: String,
+        /// What went wrong.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+impl LoadError {
+    /// Failed to do `what`.
+    pub(crate) fn other(
+        what: &str,
+        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> Self {
+        Self::Other {
+            what: what.to_owned(),
+            source: source.into(),
+        }
+    }
+}
+
+/// The kernel side, loaded and attached. Dropping it detaches everything.
+pub struct Loaded {
+    /// Programs, maps and links.
+    pub(crate) ebpf: Ebpf,
+}
+
+/// Checks what every run needs of the kernel and of the user.
+///
+/// # Errors
+///
+/// [`LoadError::NotPermitted`] or [`LoadError::Unsupported`].
+pub fn check_host() -> Result<(), LoadError> {
+    if !rustix::process::geteuid().is_root() {
+        return Err(LoadError::NotPermitted);
+    }
+    check_kernel(Path::new("/sys"))
+}
+
+/// Checks the kernel by what it shows in sysfs, mounted at `sysfs`.
+fn check_kernel(sysfs: &Path) -> Result<(), LoadError> {
+    const NEEDS: [(&str, &str, &str); 2] = [
+        (
+            "kernel/btf/vmlinux",
+            "type information (BTF, /sys/kernel/btf/vmlinux)",
+            "use one built with CONFIG_DEBUG_INFO_BTF=y",
+        ),
+        (
+            "bus/event_source/devices/uprobe/type",
+            "uprobes",
+            "use one built with CONFIG_UPROBE_EVENTS=y",
+        ),
+    ];
+    for (path, what, remedy) in NEEDS {
+        if !sysfs.join(path).exists() {
+            return Err(LoadError::Unsupported {
+                what: what.to_owned(),
+                remedy: remedy.to_owned(),
+            });
+        }
+    }
+    Ok(())
+}
+
+impl Loaded {
+    /// Loads the object for the process `tgid`, with maps of these sizes. Attaches nothing.
+    /// `kernel_log` keeps the kernel side's diagnostic log in, see [`Loaded::kernel_log`].
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses the object.
+    pub fn load(
+        tgid: i32,
+        plan: &Plan,
+        sizes: MapSizes,
+        kernel_log: bool,
+    ) -> Result<Self, LoadError> {
+        let log_level: u8 = if kernel_log { u8::MAX } else { 0 };
+        let tgid = tgid as u32;
+        let layout = plan.go.as_ref().map(|go| &go.layout);
+        let special =
+            |field: fn(&Special) -> u64| layout.map_or(0, |layout| field(&layout.special) as u32);
+        let kind_offset = special(|special| special.kind);
+        let kind_profile = special(|special| u64::from(special.kind_profile));
+        let bucket_offset = special(|special| special.bucket);
+        let size_offset = layout.map_or(0, |layout| layout.bucket.size as u32);
+        let btf = Btf::from_sys_fs().ok();
+        let ebpf = EbpfLoader::new()
+            .btf(btf.as_ref())
+            .verifier_log_level(VerifierLogLevel::DISABLE)
+            .override_global(aya_log::LEVEL, &log_level, true)
+            .override_global("TARGET_TGID", &tgid, true)
+            .override_global("GO_SPECIAL_KIND", &kind_offset, true)
+            .override_global("GO_KIND_PROFILE", &kind_profile, true)
+            .override_global("GO_SPECIAL_BUCKET", &bucket_offset, true)
+            .override_global("GO_BUCKET_SIZE", &size_offset, true)
+            .map_max_entries("LIVE", sizes.live_objects)
+            .map_max_entries("STACKS", sizes.stacks)
+            .map_max_entries("COUNTERS", sizes.sites)
+            .map_max_entries("EVENTS", sizes.ring_bytes)
+            .map_max_entries("INFLIGHT", sizes.calls_in_flight)
+            .load(OBJECT)
+            .map_err(|source| LoadError::other("load the BPF object", source))?;
+        Ok(Self { ebpf })
+    }
+
+    /// The kernel side's diagnostic log, to be written to stderr.
+    ///
+    /// # Errors
+    ///
+    /// The object has no log.
+    pub fn kernel_log(&mut self) -> Result<KernelLog, LoadError> {
+        KernelLog::take(&mut self.ebpf)
+    }
+
+    /// Attaches every probe of the plan, in its order.
+    ///
+    /// # Errors
+    ///
+    /// The first probe that could not be attached; those before it are gone when `self` is.
+    pub fn attach(&mut self, plan: &Plan, target: &Target) -> Result<(), LoadError> {
+        for tracepoint in &plan.tracepoints {
+            let name = format!("{}:{}", tracepoint.category, tracepoint.name);
+            let program: &mut TracePoint = self.program(tracepoint.program)?;
+            program.load().map_err(|e| program_error(&name, e))?;
+            program
+                .attach(tracepoint.category, tracepoint.name)
+                .map_err(|e| program_error(&name, e))?;
+        }
+        let executable = format!("/proc/{}/exe", target.pid);
+        for probe in &plan.uprobes {
+            self.attach_uprobe(probe, target, &executable)?;
+        }
+        Ok(())
+    }
+
+    fn attach_uprobe(
+        &mut self,
+        probe: &Uprobe,
+        target: &Target,
+        executable: &str,
+    ) -> Result<(), LoadError> {
+        let pid = target.pid;
+        let mut mapped = vec![0; probe.code.len()];
+        target
+            .memory
+            .read(probe.code_address, &mut mapped)
+            .map_err(|source| match fs::exists(executable) {
+                Ok(true) => {
+                    LoadError::other(&format!("read the code of `{}`", probe.function), source)
+                }
+                _ => LoadError::Gone { pid },
+            })?;
+        if !same_code(&mapped, &probe.code, target.is_traced()) {
+            return Err(LoadError::CodeDiffers {
+                function: probe.function,
+            });
+        }
+        let scope = NonZeroU32::new(pid as u32).ok_or(LoadError::Gone { pid })?;
+        let program: &mut UProbe = self.program(probe.program)?;
+        program
+            .load()
+            .map_err(|e| program_error(probe.function, e))?;
+        program
+            .attach(
+                probe.file_offset,
+                executable,
+                UProbeScope::OneProcess(scope),
+            )
+            .map_err(|error| match fs::exists(executable) {
+                Ok(true) => program_error(probe.function, error),
+                _ => LoadError::Gone { pid },
+            })?;
+        Ok(())
+    }
+
+    fn program<'a, P>(&'a mut self, name: &str) -> Result<&'a mut P, LoadError>
+    where
+        &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = ProgramError>,
+    {
+        let program = self
+            .ebpf
+            .program_mut(name)
+            .ok_or_else(|| LoadError::other("find a program in the BPF object", name.to_owned()))?;
+        program.try_into().map_err(|e| program_error(name, e))
+    }
+}
+
+/// Whether the code in memory is the file's. The breakpoint of another uprobe does not count as a
+/// difference, the kernel keeps several on one instruction; that of a debugger does, since the
+/// kernel would take it away with ours.
+fn same_code(mapped: &[u8], file: &[u8], is_traced: bool) -> bool {
+    const INT3: u8 = 0xcc;
+    mapped.len() == file.len()
+        && mapped
+            .iter()
+            .zip(file)
+            .all(|(mapped, file)| mapped == file || (!is_traced && *mapped == INT3))
+}
+
+fn program_error(probe: &str, error: ProgramError) -> LoadError {
+    LoadError::other(&format!("attach `{probe}`"), error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kernel_without_btf_or_uprobes_is_refused() {
+        let sysfs = tempfile::TempDir::new().unwrap();
+        let make = |path: &str| {
+            let path = sysfs.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, "").unwrap();
+        };
+        let says = || check_kernel(sysfs.path()).map_err(|error| error.to_string());
+        assert!(says().unwrap_err().contains("BTF"));
+        make("kernel/btf/vmlinux");
+        assert!(says().unwrap_err().contains("uprobes"));
+        make("bus/event_source/devices/uprobe/type");
+        assert_eq!(says(), Ok(()));
+    }
+
+    #[test]
+    fn only_the_breakpoint_of_a_uprobe_may_differ() {
+        assert!(same_code(&[1, 2, 3], &[1, 2, 3], true));
+        assert!(same_code(&[1, 0xcc, 3], &[1, 2, 3], false));
+        assert!(!same_code(&[1, 0xcc, 3], &[1, 2, 3], true));
+        assert!(!same_code(&[1, 0x90, 3], &[1, 2, 3], false));
+        assert!(!same_code(&[1, 2], &[1, 2, 3], false));
+    }
+}

@@ -1,1 +1,155 @@
-//! From facts about the target to a list of probes and of things that cannot be seen.
+//! From facts about the target to a list of probes, and of things that cannot be seen.
+//!
+//! Contract: pure. Every probe says where it stands and what it is for; everything that a user
+//! could expect and will not get is a [`Limit`] with its reason.
+
+pub mod placement;
+mod go;
+
+use crate::go::{GoBinary, layout::Layout};
+
+/// Which families of probes are wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Families {
+    /// mmap, munmap, mremap, brk.
+    pub vm: bool,
+    /// The Go runtime's heap sampler.
+    pub go: bool,
+}
+
+/// What the plan is made from.
+pub struct Facts<'a> {
+    /// The Go executable, if it is one; the error says why it could not be read as one.
+    pub go: Option<Result<GoFacts<'a>, String>>,
+}
+
+/// What is known of a Go target.
+pub struct GoFacts<'a> {
+    /// The executable.
+    pub binary: &'a GoBinary,
+    /// Address in the process minus link-time address.
+    pub bias: u64,
+    /// `runtime.MemProfileRate` now, in bytes; the error says why it could not be read.
+    pub sample_rate: Result<u64, String>,
+}
+
+/// What will be attached and read, and what cannot be seen.
+#[derive(Debug, Default)]
+pub struct Plan {
+    /// Tracepoints, in the order in which they must be attached.
+    pub tracepoints: Vec<Tracepoint>,
+    /// Probes in the target's code.
+    pub uprobes: Vec<Uprobe>,
+    /// How to read the Go heap sampler, if it is to be read.
+    pub go: Option<GoSampler>,
+    /// What cannot be seen, and why.
+    pub limits: Vec<Limit>,
+}
+
+/// A tracepoint and the program for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tracepoint {
+    /// Name of the program in the kernel object.
+    pub program: &'static str,
+    /// Category in tracefs.
+    pub category: &'static str,
+    /// Name in tracefs.
+    pub name: &'static str,
+}
+
+/// A probe on one instruction of the target.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Uprobe {
+    /// Name of the program in the kernel object.
+    pub program: &'static str,
+    /// The function it stands in.
+    pub function: &'static str,
+    /// Offset of the instruction in the executable file.
+    pub file_offset: u64,
+    /// Its address in the process.
+    pub address: u64,
+    /// The function's first bytes, past the instruction, as the file has them. The process must
+    /// have the same before a probe may be placed.
+    pub code: Vec<u8>,
+    /// Address in the process of the first byte of `code`.
+    pub code_address: u64,
+    /// What it is for, where it stands and what a hit costs.
+    pub reason: String,
+}
+
+/// Where the Go heap sampler keeps its numbers.
+#[derive(Clone, Debug)]
+pub struct GoSampler {
+    /// Address in the process of `runtime.mbuckets`.
+    pub buckets: u64,
+    /// Address in the process of `runtime.MemProfileRate`.
+    pub rate: u64,
+    /// Its value when the plan was made, in bytes.
+    pub sample_rate: u64,
+    /// Layouts of this Go version.
+    pub layout: Layout,
+    /// What to subtract from an address in the process to get a link-time address.
+    pub bias: u64,
+}
+
+/// Something that cannot be seen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limit {
+    /// What is missing.
+    pub what: String,
+    /// Why.
+    pub reason: String,
+}
+
+impl Plan {
+    /// Makes the plan.
+    pub fn new(facts: &Facts<'_>, families: Families) -> Self {
+        let mut plan = Self::default();
+        plan.tracepoints.push(Tracepoint {
+            program: "exec",
+            category: "sched",
+            name: "sched_process_exec",
+        });
+        if families.vm {
+            plan.tracepoints.extend(VM);
+        }
+        match &facts.go {
+            _ if !families.go => {}
+            Some(Ok(go)) => go::plan(go, &mut plan),
+            Some(Err(reason)) => plan.limit("Go heap allocations", reason),
+            None => plan.limit(
+                "allocations inside malloc and other native allocators",
+                "only the memory they take from the kernel (mmap, brk) is traced",
+            ),
+        }
+        plan
+    }
+
+    /// Notes something that cannot be seen.
+    pub fn limit(&mut self, what: impl Into<String>, reason: impl Into<String>) {
+        self.limits.push(Limit {
+            what: what.into(),
+            reason: reason.into(),
+        });
+    }
+}
+
+/// Entry before exit: a call under way at the attach then counts as a return without entry.
+const VM: [Tracepoint; 8] = [
+    syscall("enter_mmap", "sys_enter_mmap"),
+    syscall("exit_mmap", "sys_exit_mmap"),
+    syscall("enter_munmap", "sys_enter_munmap"),
+    syscall("exit_munmap", "sys_exit_munmap"),
+    syscall("enter_mremap", "sys_enter_mremap"),
+    syscall("exit_mremap", "sys_exit_mremap"),
+    syscall("enter_brk", "sys_enter_brk"),
+    syscall("exit_brk", "sys_exit_brk"),
+];
+
+const fn syscall(program: &'static str, name: &'static str) -> Tracepoint {
+    Tracepoint {
+        program,
+        category: "syscalls",
+        name,
+    }
+}

@@ -1,1 +1,28 @@
-//! Renderers of the result: the report schema, text and JSON.
+//! Reports as text and JSON.
+//!
+//! [`build()`] makes a [`Report`] from a decoded capture and the symbols of its addresses: sites put
+//! together, judged and ranked, with everything that was lost or cannot be seen. [`json`] and
+//! [`text`] write it.
+//!
+//! Contract: pure; writers are generic. docs/report-schema.md is the contract with readers of the
+//! JSON: fields may be added, never renamed. Names that come from the target are data: the text
+//! form escapes control characters in them.
+
+#![forbid(unsafe_code)]
+
+pub(crate) mod human;
+mod schema;
+mod symbols;
+mod stack;
+mod losses;
+mod build;
+pub mod json;
+pub mod text;
+
+pub use build::{ReportOptions, build};
+pub use losses::meaning_of_loss;
+pub use schema::{
+    EstimateReport, Frame, GoReport, Goroutines, Kind, LimitReport, MemoryReport, Report, SCHEMA,
+    SiteReport, Summary, TargetReport, WindowReport,
+};
+pub use symbols::SymbolTable;

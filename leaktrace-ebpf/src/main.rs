@@ -1,0 +1,113 @@
+//! Kernel side of leaktrace: the entry points.
+//!
+//! Each one filters by process, then calls a `try_…` function that returns the cause of a loss as
+//! its error; [`loss::count`] is where all of them end. Nothing here decides what a leak is: the
+//! kernel side counts, pairs and samples, never loops without a bound and never blocks the target.
+
+#![no_std]
+#![no_main]
+// For the one instruction in `loss::add`.
+#![feature(asm_experimental_arch)]
+
+mod filter;
+mod maps;
+mod loss;
+mod stack;
+mod live;
+mod events;
+mod vm;
+mod go;
+
+use aya_ebpf::{
+    EbpfContext,
+    macros::{tracepoint, uprobe},
+    programs::{ProbeContext, TracePointContext},
+};
+use aya_log_ebpf::warn;
+
+#[tracepoint]
+fn enter_mmap(ctx: TracePointContext) -> u32 {
+    entry(&ctx, vm::try_enter_mmap)
+}
+
+#[tracepoint]
+fn exit_mmap(ctx: TracePointContext) -> u32 {
+    entry(&ctx, vm::try_exit_mmap)
+}
+
+#[tracepoint]
+fn enter_munmap(ctx: TracePointContext) -> u32 {
+    entry(&ctx, vm::try_enter_munmap)
+}
+
+#[tracepoint]
+fn exit_munmap(ctx: TracePointContext) -> u32 {
+    entry(&ctx, vm::try_exit_munmap)
+}
+
+#[tracepoint]
+fn enter_mremap(ctx: TracePointContext) -> u32 {
+    entry(&ctx, vm::try_enter_mremap)
+}
+
+#[tracepoint]
+fn exit_mremap(ctx: TracePointContext) -> u32 {
+    entry(&ctx, vm::try_exit_mremap)
+}
+
+#[tracepoint]
+fn enter_brk(ctx: TracePointContext) -> u32 {
+    entry(&ctx, vm::try_enter_brk)
+}
+
+#[tracepoint]
+fn exit_brk(ctx: TracePointContext) -> u32 {
+    entry(&ctx, vm::try_exit_brk)
+}
+
+/// `sched:sched_process_exec`: the target becomes another program.
+#[tracepoint]
+fn exec(ctx: TracePointContext) -> u32 {
+    entry(&ctx, |_| events::exec())
+}
+
+/// `runtime.setprofilebucket`: the Go sampler took an object.
+#[uprobe]
+fn go_sample(ctx: ProbeContext) -> u32 {
+    entry(&ctx, go::try_sample)
+}
+
+/// `runtime.freeSpecial`: a sampled object of the Go heap dies.
+#[uprobe]
+fn go_free(ctx: ProbeContext) -> u32 {
+    entry(&ctx, go::try_free)
+}
+
+/// `runtime.gcMarkTermination`: a garbage collection has finished marking.
+#[uprobe]
+fn go_gc(ctx: ProbeContext) -> u32 {
+    entry(&ctx, |_| go::try_gc())
+}
+
+/// Runs `body` if the current process is the target. The log is for diagnosis: unless user space
+/// asks for it the kernel drops that code at load time.
+#[inline(always)]
+fn entry<C: EbpfContext>(ctx: &C, body: impl FnOnce(&C) -> Result<(), loss::Loss>) -> u32 {
+    if filter::is_target()
+        && let Err(cause) = body(ctx)
+    {
+        loss::count(cause);
+        warn!(ctx, "lost an event, cause {}", cause as u32);
+    }
+    0
+}
+
+#[cfg(not(test))]
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}
+
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "license")]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -1,0 +1,40 @@
+//! The maps. User space sets their real sizes from the plan before it loads the object.
+
+use aya_ebpf::{
+    macros::map,
+    maps::{Array, HashMap, PerCpuArray, PerCpuHashMap, RingBuf},
+};
+use leaktrace_common::{LiveObject, SiteCounters, SiteKey, StackId, StackRecord, loss};
+
+/// Every distinct stack, by the hash of its frames.
+#[map]
+pub static STACKS: HashMap<StackId, StackRecord> = HashMap::with_max_entries(1, 0);
+
+/// Objects born since the attach and not freed yet, by address.
+#[map]
+pub static LIVE: HashMap<u64, LiveObject> = HashMap::with_max_entries(1, 0);
+
+/// Running totals per site.
+#[map]
+pub static COUNTERS: PerCpuHashMap<SiteKey, SiteCounters> = PerCpuHashMap::with_max_entries(1, 0);
+
+/// What could not be kept, by cause.
+#[map]
+pub static LOSSES: PerCpuArray<u64> = PerCpuArray::with_max_entries(loss::COUNT, 0);
+
+/// Changes of the address space and collections, in order.
+#[map]
+pub static EVENTS: RingBuf = RingBuf::with_byte_size(4096, 0);
+
+/// System calls under way, by thread.
+#[map]
+pub static INFLIGHT: HashMap<u64, crate::vm::Call> = HashMap::with_max_entries(1, 0);
+
+/// Where a stack is put together. Used by tracepoint programs only: they run with preemption
+/// off, so that nobody else writes the slot meanwhile.
+#[map]
+pub static SCRATCH: PerCpuArray<StackRecord> = PerCpuArray::with_max_entries(1, 0);
+
+/// Garbage collections completed since the attach: one value.
+#[map]
+pub static GC_CYCLES: Array<u64> = Array::with_max_entries(1, 0);

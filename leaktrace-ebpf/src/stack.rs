@@ -1,0 +1,127 @@
+//! Walks the target's stack by frame pointers.
+//!
+//! Our own walk, not `bpf_get_stack`: that one starts at the frame pointer and so loses the caller
+//! of a function that has not set up a frame, and it does not say why it ended. The innermost
+//! function of a system call is such a leaf (libc's `mmap`, Go's `Syscall6`): its return address
+//! is at the top of the stack. A word there counts as one only if a `call` stands before the place
+//! it points to.
+
+use aya_ebpf::{
+    bindings::pt_regs,
+    helpers::{
+        bpf_get_current_task_btf, bpf_probe_read_kernel, bpf_probe_read_user, bpf_task_pt_regs,
+    },
+};
+use leaktrace_common::{
+    MAX_FRAMES, STACK_BROKEN, STACK_LEAF_CALLER, STACK_TRUNCATED, STACK_UNREADABLE, StackId,
+    StackRecord,
+};
+
+use crate::{
+    loss::{self, Loss},
+    maps::{SCRATCH, STACKS},
+};
+
+/// The stack of the current system call: its id, or zero if it could not be kept (counted).
+#[inline(always)]
+pub fn of_system_call() -> StackId {
+    // SAFETY: no arguments; the helper returns the current task.
+    let task = unsafe { bpf_get_current_task_btf() };
+    // SAFETY: `task` is the current task, whose user registers were saved at kernel entry.
+    let regs = unsafe { bpf_task_pt_regs(task.cast()) } as *const pt_regs;
+    // SAFETY: the helper copies from kernel memory and fails rather than faults.
+    match unsafe { bpf_probe_read_kernel(regs) } {
+        Ok(regs) => capture(regs.rip, regs.rsp, regs.rbp),
+        Err(_) => {
+            loss::count(Loss::StackUnreadable);
+            StackId(0)
+        }
+    }
+}
+
+#[inline(always)]
+fn capture(ip: u64, sp: u64, bp: u64) -> StackId {
+    let Some(record) = SCRATCH.get_ptr_mut(0) else {
+        return StackId(0);
+    };
+    // SAFETY: a per-CPU slot that nobody else uses while this program runs (see `SCRATCH`).
+    let record = unsafe { &mut *record };
+    let id = walk(record, ip, sp, bp);
+    if record.flags & STACK_TRUNCATED != 0 {
+        loss::count(Loss::StackTruncated);
+    }
+    const BPF_NOEXIST: u64 = 1;
+    const EEXIST: i32 = -17;
+    if STACKS.get_ptr(id).is_none()
+        && let Err(code) = STACKS.insert(id, &*record, BPF_NOEXIST)
+        && code != EEXIST
+    {
+        loss::count(Loss::StackMapFull);
+        return StackId(0);
+    }
+    id
+}
+
+#[inline(always)]
+fn walk(record: &mut StackRecord, ip: u64, sp: u64, bp: u64) -> StackId {
+    let mut hash = mix(0, ip);
+    let mut len = 1;
+    let mut flags = STACK_TRUNCATED;
+    let mut bp = bp;
+    record.frames[0] = ip;
+    let leaf = read(sp as *const u64).unwrap_or(0);
+    let (_, first) = read(bp as *const (u64, u64)).unwrap_or((0, 0));
+    if leaf != first && follows_call(leaf) {
+        record.frames[1] = leaf;
+        hash = mix(hash, leaf);
+        len = 2;
+        flags |= STACK_LEAF_CALLER;
+    }
+    for _ in 0..MAX_FRAMES {
+        if len >= MAX_FRAMES {
+            break;
+        }
+        let Some((next, ret)) = read(bp as *const (u64, u64)) else {
+            flags = flags & !STACK_TRUNCATED | if bp == 0 { 0 } else { STACK_UNREADABLE };
+            break;
+        };
+        if ret == 0 {
+            flags &= !STACK_TRUNCATED;
+            break;
+        }
+        record.frames[len & (MAX_FRAMES - 1)] = ret;
+        hash = mix(hash, ret);
+        len += 1;
+        if next <= bp {
+            flags = flags & !STACK_TRUNCATED | if next == 0 { 0 } else { STACK_BROKEN };
+            break;
+        }
+        bp = next;
+    }
+    record.len = len as u32;
+    record.flags = flags;
+    StackId(mix(hash, len as u64 | (flags as u64) << 32) | 1)
+}
+
+/// Whether the instruction that ends at `address` may be a `call`: `e8 rel32` or `ff /2`.
+#[inline(always)]
+fn follows_call(address: u64) -> bool {
+    let Some(b) = read(address.wrapping_sub(7) as *const [u8; 7]) else {
+        return false;
+    };
+    let indirect = |at: usize| b[at] == 0xff && b[at + 1] & 0x38 == 0x10;
+    b[2] == 0xe8 || indirect(5) || indirect(4) || indirect(1) || indirect(0)
+}
+
+#[inline(always)]
+fn read<T>(address: *const T) -> Option<T> {
+    // SAFETY: the helper copies from the target's memory and fails rather than faults.
+    unsafe { bpf_probe_read_user(address) }.ok()
+}
+
+/// One step of a 64-bit hash (multiply and fold; the constant is 2^64 / golden ratio).
+#[inline(always)]
+fn mix(hash: u64, word: u64) -> u64 {
+    let hash = (hash ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    hash ^ hash >> 29
+}

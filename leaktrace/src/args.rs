@@ -1,0 +1,249 @@
+//! What was typed, and what is needed.
+
+use std::{path::PathBuf, time::Duration};
+
+use clap::{Parser, Subcommand, ValueEnum};
+use jiff::SignedDuration;
+use leaktrace::{loader::MapSizes, plan::Families, record, report, verdict};
+
+/// Attach to a running process and name the allocations it never frees.
+#[derive(Parser)]
+#[command(version, max_term_width = 100, after_help = EXIT_CODES)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+const EXIT_CODES: &str = "\
+Exit codes: 0 done; 1 failed; 2 usage; 3 leaks found with --fail-on-leak; 4 target gone before \
+attach; 5 not permitted; 6 not supported here (kernel, target)";
+
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// Attach to a process, record until -d, its exit or Ctrl-C, then print the top sites.
+    #[command(visible_alias = "attach")]
+    Record(Record),
+    /// Show what a capture file says.
+    Report(Report),
+}
+
+#[derive(clap::Args)]
+pub(crate) struct Record {
+    /// Process to attach to.
+    #[arg(short, long, value_name = "PID", value_parser = clap::value_parser!(i32).range(1..))]
+    pid: i32,
+    /// Capture file; it must not exist [default: leaktrace-COMM-PID-UTC.leaktrace]
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// How long to record [default: until the target exits or Ctrl-C].
+    #[arg(short, long, value_parser = duration)]
+    duration: Option<Duration>,
+    /// Length of an interval: the resolution of the series and of ages.
+    #[arg(long, default_value = "1s", value_parser = interval)]
+    interval: Duration,
+    /// Families of probes: auto, or some of vm,go.
+    #[arg(long, value_delimiter = ',', default_value = "auto")]
+    probe: Vec<Family>,
+    /// Objects followed at one time; each takes about 100 bytes of kernel memory.
+    #[arg(long, value_name = "N", default_value_t = MapSizes::default().live_objects, value_parser = entries())]
+    live_objects: u32,
+    /// Distinct stacks kept; each takes about 1.1 KiB of kernel memory.
+    #[arg(long, value_name = "N", default_value_t = MapSizes::default().stacks, value_parser = entries())]
+    stacks: u32,
+    /// Kernel buffer for address-space changes, a power of two of at least 4KiB.
+    #[arg(long, value_name = "SIZE", default_value = "4MiB", value_parser = ring_bytes)]
+    ring_buffer: u32,
+    /// Write the kernel side's log of losses to stderr (for diagnosis).
+    #[arg(long)]
+    kernel_log: bool,
+    /// Say nothing but errors.
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Family {
+    /// All that the target has.
+    Auto,
+    /// mmap, munmap, mremap and brk.
+    Vm,
+    /// The Go runtime's heap sampler and its collections.
+    Go,
+}
+
+impl Record {
+    pub(crate) fn options(&self) -> record::Options {
+        let has = |family| self.probe.contains(&family) || self.probe.contains(&Family::Auto);
+        record::Options {
+            pid: self.pid,
+            file: self.output.clone(),
+            duration: self.duration,
+            interval: self.interval,
+            families: Families {
+                vm: has(Family::Vm),
+                go: has(Family::Go),
+            },
+            sizes: MapSizes {
+                live_objects: self.live_objects,
+                stacks: self.stacks,
+                ring_bytes: self.ring_buffer,
+                ..MapSizes::default()
+            },
+            kernel_log: self.kernel_log,
+        }
+    }
+}
+
+#[derive(clap::Args)]
+pub(crate) struct Report {
+    /// Capture file.
+    pub(crate) file: PathBuf,
+    /// Form of the result.
+    #[arg(long, value_enum, default_value = "text")]
+    pub(crate) format: Format,
+    /// How many sites to show.
+    #[arg(short = 'n', long = "sites", default_value = "20", value_name = "N")]
+    pub(crate) sites: usize,
+    /// Age from which a surviving object counts as kept for long.
+    #[arg(long, default_value = "30s", value_parser = duration)]
+    older: Duration,
+    /// Only sites of these kinds.
+    #[arg(long, value_enum, value_delimiter = ',')]
+    kind: Vec<Kind>,
+    /// Only sites with one of these verdicts.
+    #[arg(long, value_enum, value_delimiter = ',')]
+    verdict: Vec<Verdict>,
+    /// Look up frames again, with debug information from this directory.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) debug_dir: Vec<PathBuf>,
+    /// Exit with 3 if any site is a leak.
+    #[arg(long)]
+    pub(crate) fail_on_leak: bool,
+}
+
+impl Report {
+    pub(crate) fn options(&self) -> report::ReportOptions {
+        report::ReportOptions {
+            older: self.older,
+            kinds: self.kind.iter().map(|kind| (*kind).into()).collect(),
+            verdicts: self.verdict.iter().map(|v| (*v).into()).collect(),
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "snake_case")]
+enum Kind {
+    GoHeap,
+    Mmap,
+    Brk,
+}
+
+impl From<Kind> for report::Kind {
+    fn from(kind: Kind) -> Self {
+        match kind {
+            Kind::GoHeap => Self::GoHeap,
+            Kind::Mmap => Self::Mmap,
+            Kind::Brk => Self::Brk,
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Verdict {
+    Leak,
+    Growing,
+    Steady,
+    Unknown,
+}
+
+impl From<Verdict> for verdict::Verdict {
+    fn from(verdict: Verdict) -> Self {
+        match verdict {
+            Verdict::Leak => Self::Leak,
+            Verdict::Growing => Self::Growing,
+            Verdict::Steady => Self::Steady,
+            Verdict::Unknown => Self::Unknown,
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    Text,
+    Json,
+}
+
+/// `10s`, `5m`, `1h`, `1h30m`.
+fn duration(text: &str) -> Result<Duration, String> {
+    let parsed: SignedDuration = text
+        .parse()
+        .map_err(|_| "give a duration such as 10s, 5m or 1h".to_owned())?;
+    match Duration::try_from(parsed) {
+        Ok(duration) if !duration.is_zero() => Ok(duration),
+        _ => Err("the duration must be longer than zero".to_owned()),
+    }
+}
+
+fn interval(text: &str) -> Result<Duration, String> {
+    const SHORTEST: Duration = Duration::from_millis(10);
+    duration(text).and_then(|interval| {
+        (interval >= SHORTEST)
+            .then_some(interval)
+            .ok_or_else(|| "the interval must be at least 10ms".to_owned())
+    })
+}
+
+/// Entries of a kernel map.
+fn entries() -> clap::builder::RangedI64ValueParser<u32> {
+    clap::value_parser!(u32).range(1..=1 << 24)
+}
+
+/// `512KiB`, `2MiB`, `1GiB`, or bytes.
+fn size(text: &str) -> Result<u64, String> {
+    const UNITS: [(&str, u32); 4] = [("GiB", 30), ("MiB", 20), ("KiB", 10), ("B", 0)];
+    let (number, shift) = UNITS
+        .iter()
+        .find_map(|(unit, shift)| Some((text.strip_suffix(unit)?, *shift)))
+        .unwrap_or((text, 0));
+    number
+        .trim_end()
+        .parse::<u64>()
+        .ok()
+        .and_then(|number| number.checked_mul(1 << shift))
+        .ok_or_else(|| "give a size such as 512KiB or 2MiB".to_owned())
+}
+
+fn ring_bytes(text: &str) -> Result<u32, String> {
+    const RANGE: std::ops::RangeInclusive<u64> = 4096..=1 << 30;
+    let bytes = size(text)?;
+    if bytes.is_power_of_two() && RANGE.contains(&bytes) {
+        Ok(bytes as u32)
+    } else {
+        Err("the size must be a power of two, from 4KiB to 1GiB".to_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn durations_and_sizes() {
+        assert_eq!(duration("10s"), Ok(Duration::from_secs(10)));
+        assert_eq!(duration("5m"), Ok(Duration::from_secs(300)));
+        assert_eq!(duration("1h"), Ok(Duration::from_secs(3600)));
+        assert!(duration("0s").is_err() && duration("10").is_err() && duration("-1s").is_err());
+        assert_eq!(size("512KiB"), Ok(512 << 10));
+        assert_eq!(size("2MiB"), Ok(2 << 20));
+        assert_eq!(size("64"), Ok(64));
+        assert!(size("2MB").is_err() && size("17179869184GiB").is_err());
+        assert!(ring_bytes("5KiB").is_err() && ring_bytes("1KiB").is_err());
+    }
+}

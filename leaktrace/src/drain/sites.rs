@@ -1,0 +1,110 @@
+//! The capture's own numbering of allocation sites.
+
+use std::collections::HashMap;
+
+use leaktrace_common::{
+    KIND_BRK, KIND_GO_HEAP, KIND_MMAP, STACK_BROKEN, STACK_LEAF_CALLER, STACK_TRUNCATED,
+    STACK_UNREADABLE, StackId, StackRecord,
+};
+
+use crate::{capture::schema, inventory::Bucket};
+
+/// Sites seen so far, and those that the capture does not have yet.
+#[derive(Default)]
+pub(super) struct Sites {
+    ids: HashMap<(u32, StackId), u32>,
+    fresh: Vec<schema::Site>,
+}
+
+impl Sites {
+    /// The site of a stack that the kernel side walked; `look_up` is asked for new ones.
+    pub(super) fn walked(
+        &mut self,
+        kind: u32,
+        stack: StackId,
+        look_up: impl FnOnce() -> Option<StackRecord>,
+    ) -> u32 {
+        self.intern(kind, stack, || match look_up() {
+            Some(record) => schema::Site {
+                pcs: record
+                    .frames
+                    .iter()
+                    .take(record.len as usize)
+                    .copied()
+                    .collect(),
+                truncated: record.flags & STACK_TRUNCATED != 0,
+                incomplete: incomplete(record.flags).to_owned(),
+                leaf_caller: record.flags & STACK_LEAF_CALLER != 0,
+                ..schema::Site::default()
+            },
+            None => schema::Site {
+                incomplete: "the stack could not be kept: the stack map was full".to_owned(),
+                ..schema::Site::default()
+            },
+        })
+    }
+
+    /// The site of a Go profile bucket.
+    pub(super) fn bucket(&mut self, bucket: &Bucket) -> u32 {
+        self.intern(KIND_GO_HEAP, StackId(bucket.address), || schema::Site {
+            pcs: bucket.pcs.clone(),
+            object_size: bucket.object_size,
+            logical: true,
+            ..schema::Site::default()
+        })
+    }
+
+    /// The site of the Go profile bucket at that address. If the profile could not be read since
+    /// the bucket was made, the site has no frames and says so.
+    pub(super) fn of_bucket(&mut self, address: StackId) -> u32 {
+        self.intern(KIND_GO_HEAP, address, || schema::Site {
+            incomplete: "the runtime's profile bucket could not be read".to_owned(),
+            logical: true,
+            ..schema::Site::default()
+        })
+    }
+
+    /// The sites that are new since the last call.
+    pub(super) fn take_fresh(&mut self) -> Vec<schema::Site> {
+        std::mem::take(&mut self.fresh)
+    }
+
+    fn intern(
+        &mut self,
+        kind: u32,
+        stack: StackId,
+        describe: impl FnOnce() -> schema::Site,
+    ) -> u32 {
+        if let Some(&id) = self.ids.get(&(kind, stack)) {
+            return id;
+        }
+        let id = self.ids.len() as u32 + 1;
+        self.ids.insert((kind, stack), id);
+        self.fresh.push(schema::Site {
+            id,
+            kind: schema_kind(kind).into(),
+            ..describe()
+        });
+        id
+    }
+}
+
+fn schema_kind(kind: u32) -> schema::Kind {
+    match kind {
+        KIND_GO_HEAP => schema::Kind::GoHeap,
+        KIND_MMAP => schema::Kind::Mmap,
+        KIND_BRK => schema::Kind::Brk,
+        _ => schema::Kind::Unspecified,
+    }
+}
+
+fn incomplete(flags: u32) -> &'static str {
+    if flags & STACK_UNREADABLE != 0 {
+        "the frame-pointer chain ended in memory that could not be read: code built without frame \
+         pointers"
+    } else if flags & STACK_BROKEN != 0 {
+        "the frame-pointer chain broke: code built without frame pointers"
+    } else {
+        ""
+    }
+}

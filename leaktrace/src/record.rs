@@ -1,0 +1,449 @@
+//! `leaktrace record`: attach, drain each interval, close the file, all of it undone on every way
+//! out.
+
+use std::{
+    collections::HashSet,
+    fs::File,
+    io,
+    path::{Path, PathBuf},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use anyhow::{Context as _, Result};
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    signal::unix::{SignalKind, signal},
+    time::{Instant, MissedTickBehavior, interval_at, sleep_until},
+};
+
+use crate::{
+    address_space::AddressSpace,
+    capture::{CaptureWriter, schema},
+    drain::{Drain, Kernel, Sampler},
+    go::GoVariable,
+    inventory::Buckets,
+    loader::{Loaded, MapSizes, check_host, ensure_tracefs},
+    plan::{Facts, Families, GoFacts, Plan},
+    symbolize::{self, PcKind},
+    target::{
+        AddressMap, GoTarget, Target,
+        maps::{self, Modules},
+    },
+};
+
+/// How often the ring buffer is emptied at least.
+const EVENT_TICK: Duration = Duration::from_millis(100);
+
+/// What to record.
+pub struct Options {
+    /// The target.
+    pub pid: i32,
+    /// The capture file; it must not exist yet. `None`: a name made from the target and the time.
+    pub file: Option<PathBuf>,
+    /// How long; `None`: until a signal or the target's end.
+    pub duration: Option<Duration>,
+    /// Length of an interval.
+    pub interval: Duration,
+    /// Which probes.
+    pub families: Families,
+    /// Sizes of the kernel's maps.
+    pub sizes: MapSizes,
+    /// Write the kernel side's diagnostic log to stderr.
+    pub kernel_log: bool,
+}
+
+/// What came of it.
+pub struct Recorded {
+    /// The capture file.
+    pub file: PathBuf,
+    /// How the window ended.
+    pub end: schema::End,
+}
+
+/// Told what happens, for people.
+pub trait Progress {
+    /// Probes are live.
+    fn attached(&mut self, target: &Target, plan: &Plan, file: &Path);
+    /// An interval was written.
+    fn interval(&mut self, interval: &schema::Interval);
+    /// The window is closed, symbols are being looked up.
+    fn symbolizing(&mut self);
+}
+
+/// Records until the window ends, then symbolizes and closes the file.
+///
+/// # Errors
+///
+/// The target or the kernel cannot be traced, or the file cannot be written. Whatever intervals
+/// were written stay readable.
+pub fn record(options: &Options, progress: &mut dyn Progress) -> Result<Recorded> {
+    check_host()?;
+    ensure_tracefs()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("failed to start the event loop")?;
+    runtime.block_on(run(options, progress))
+}
+
+async fn run(options: &Options, progress: &mut dyn Progress) -> Result<Recorded> {
+    // Before anything is attached, so that no signal can end the process half-way.
+    let mut interrupt = signal(SignalKind::interrupt()).context("failed to catch SIGINT")?;
+    let mut terminate = signal(SignalKind::terminate()).context("failed to catch SIGTERM")?;
+
+    let target = Target::open(options.pid)?;
+    // SAFETY: `target` owns the pidfd and outlives the registration.
+    let exit = unsafe { AsyncFd::register_with_interest(target.pidfd(), Interest::READABLE) }
+        .map_err(io::Error::from)
+        .context("failed to watch the target's pidfd")?;
+    let plan = make_plan(&target, options.families);
+    let path = match &options.file {
+        Some(path) => path.clone(),
+        None => default_file(&target),
+    };
+    let mut loaded = Loaded::load(target.pid, &plan, options.sizes, options.kernel_log)?;
+    let mut kernel_log = options
+        .kernel_log
+        .then(|| loaded.kernel_log())
+        .transpose()?;
+    let mut writer = CaptureWriter::new(create(&path)?)
+        .with_context(|| format!("failed to write `{}`", path.display()))?;
+
+    let mut session = match attach(options, &target, &plan, &mut loaded, &mut writer) {
+        Ok(session) => session,
+        Err(error) => {
+            // Nothing was recorded: leave no file that says otherwise.
+            let _ = std::fs::remove_file(&path);
+            return Err(error);
+        }
+    };
+    progress.attached(&target, &plan, &path);
+
+    let start = session.start;
+    let mut ticks = interval_at(start + options.interval, options.interval);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    let mut event_ticks = interval_at(start + EVENT_TICK, EVENT_TICK.min(options.interval));
+    event_ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    let deadline = options.duration.map(|duration| start + duration);
+    let end = loop {
+        tokio::select! {
+            biased;
+            _ = interrupt.recv() => break schema::End::Signal,
+            _ = terminate.recv() => break schema::End::Signal,
+            _ = exit.readable() => break schema::End::TargetExit,
+            () = sleep_until(deadline.unwrap_or(start)), if deadline.is_some() => {
+                break schema::End::Duration;
+            }
+            _ = ticks.tick() => {
+                let interval = session.interval(&mut writer)?;
+                progress.interval(&interval);
+            }
+            _ = event_ticks.tick() => {
+                session.drain.take_events();
+                if let Some(log) = &mut kernel_log {
+                    log.flush();
+                }
+            }
+        }
+        if session.drain.target_called_exec() {
+            session.limit(
+                "the target after its execve",
+                "it became another program; the window ends there",
+            );
+            break schema::End::TargetExit;
+        }
+    };
+    let last = session.interval(&mut writer)?;
+    progress.interval(&last);
+    // Probes off first: the target owes us nothing while we look up symbols.
+    drop(loaded);
+    progress.symbolizing();
+    session.close(writer, end)?;
+    Ok(Recorded { file: path, end })
+}
+
+/// What is attached, and what has been seen of it.
+struct Session<'a> {
+    target: &'a Target,
+    drain: Drain,
+    modules: Modules,
+    schema_modules: Vec<schema::Module>,
+    mappings: Vec<schema::Mapping>,
+    addresses: HashSet<(u64, PcKind)>,
+    limits: Vec<schema::Limit>,
+    start: Instant,
+    intervals: u32,
+    t_ns: u64,
+}
+
+fn attach<'a>(
+    options: &Options,
+    target: &'a Target,
+    plan: &Plan,
+    loaded: &mut Loaded,
+    writer: &mut CaptureWriter<File>,
+) -> Result<Session<'a>> {
+    let kernel = Kernel::take(loaded, options.sizes)?;
+    loaded.attach(plan, target)?;
+    let start = Instant::now();
+    let clocks = (unix_ns(), monotonic_ns());
+    // After the probes are live, so that nothing falls between: events of mappings that are
+    // already in this picture change it to the same again.
+    let map = target.address_map()?;
+    let sampler = plan
+        .go
+        .clone()
+        .map(|sampler| Sampler::new(Buckets::new(target.memory, sampler)));
+    writer
+        .header(&header(options, target, plan, clocks))
+        .context("failed to write the capture's header")?;
+    let mut session = Session {
+        target,
+        drain: Drain::new(kernel, address_space(target, &map), sampler),
+        modules: Modules::default(),
+        schema_modules: Vec::new(),
+        mappings: Vec::new(),
+        addresses: HashSet::new(),
+        limits: Vec::new(),
+        start,
+        intervals: 0,
+        t_ns: 0,
+    };
+    session.interval(writer)?;
+    Ok(session)
+}
+
+impl Session<'_> {
+    fn interval(&mut self, writer: &mut CaptureWriter<File>) -> Result<schema::Interval> {
+        self.t_ns = self.start.elapsed().as_nanos() as u64;
+        let mut interval = self.drain.interval(self.t_ns)?;
+        interval.memory = self.target.memory_use().ok().map(|memory| schema::Memory {
+            rss: memory.rss,
+            anonymous: memory.anonymous,
+            swap: memory.swap,
+            mapped: memory.mapped,
+            ..schema::Memory::default()
+        });
+        self.addresses
+            .extend(interval.sites.iter().flat_map(symbolize::addresses_of));
+        if self.intervals == 0 || self.in_unknown_code(&interval.sites) {
+            self.find_mappings(&mut interval);
+        }
+        writer
+            .interval(&interval)
+            .context("failed to write an interval to the capture")?;
+        self.intervals += 1;
+        Ok(interval)
+    }
+
+    fn in_unknown_code(&self, sites: &[schema::Site]) -> bool {
+        let known = |pc: &u64| {
+            let mappings = self.mappings.iter();
+            mappings.clone().any(|m| (m.start..m.end).contains(pc))
+        };
+        !sites.iter().flat_map(|site| &site.pcs).all(known)
+    }
+
+    fn find_mappings(&mut self, interval: &mut schema::Interval) {
+        let Ok(map) = self.target.address_map() else {
+            return;
+        };
+        for mapping in map.executable() {
+            let (start, end) = mapping.address;
+            if self
+                .mappings
+                .iter()
+                .any(|m| (m.start, m.end) == (start, end))
+            {
+                continue;
+            }
+            let (index, new) = self.modules.intern(&map, mapping);
+            let id = index as u32 + 1;
+            if new && let Some(module) = self.modules.get(index) {
+                let module = schema::Module {
+                    id,
+                    path: module.path.clone(),
+                    build_id: module.build_id.clone().unwrap_or_default(),
+                };
+                self.schema_modules.push(module.clone());
+                interval.modules.push(module);
+            }
+            let mapping = schema::Mapping {
+                start,
+                end,
+                file_offset: mapping.offset,
+                module: id,
+            };
+            self.mappings.push(mapping);
+            interval.mappings.push(mapping);
+        }
+    }
+
+    fn limit(&mut self, what: &str, reason: &str) {
+        self.limits.push(schema::Limit {
+            what: what.to_owned(),
+            reason: reason.to_owned(),
+        });
+    }
+
+    /// Names every address seen, from the files that were mapped (kept open since), and closes
+    /// the capture.
+    fn close(self, mut writer: CaptureWriter<File>, end: schema::End) -> Result<()> {
+        let open = |wanted: &symbolize::Module| {
+            self.modules
+                .iter()
+                .find(|module| module.path == wanted.path && module.build_id == wanted.build_id)
+                .and_then(maps::Module::open_path)
+        };
+        let addresses: Vec<_> = self.addresses.iter().copied().collect();
+        let symbols =
+            symbolize::Symbolizer::from_capture(&self.schema_modules, &self.mappings, open)
+                .symbols(&addresses);
+        writer
+            .symbols(&symbols)
+            .context("failed to write the symbols to the capture")?;
+        let close = schema::Close {
+            end: end.into(),
+            t_ns: self.t_ns,
+            intervals: self.intervals,
+            events: self.drain.events(),
+            losses: self.drain.losses(),
+            limits: self.limits,
+        };
+        let file = writer
+            .close(&close)
+            .context("failed to close the capture")?;
+        file.sync_all().context("failed to close the capture")
+    }
+}
+
+fn header(
+    options: &Options,
+    target: &Target,
+    plan: &Plan,
+    (start_unix_ns, start_monotonic_ns): (u64, u64),
+) -> schema::Header {
+    let rate = plan.go.as_ref().map_or(0, |go| go.sample_rate);
+    let limit = |limit: &crate::plan::Limit| schema::Limit {
+        what: limit.what.clone(),
+        reason: limit.reason.clone(),
+    };
+    schema::Header {
+        tool_version: env!("CARGO_PKG_VERSION").to_owned(),
+        start_unix_ns,
+        start_monotonic_ns,
+        interval_ns: options.interval.as_nanos() as u64,
+        kernel_release: rustix::system::uname()
+            .release()
+            .to_string_lossy()
+            .into_owned(),
+        target: Some(target.describe(rate)),
+        probes: probes(target, plan),
+        limits: plan.limits.iter().map(limit).collect(),
+    }
+}
+
+fn probes(target: &Target, plan: &Plan) -> Vec<schema::Probe> {
+    let tracepoints = plan.tracepoints.iter().map(|tracepoint| schema::Probe {
+        name: format!("{}:{}", tracepoint.category, tracepoint.name),
+        reason: "tracepoint".to_owned(),
+        ..schema::Probe::default()
+    });
+    let uprobes = plan.uprobes.iter().map(|probe| schema::Probe {
+        name: probe.function.to_owned(),
+        module: target.exe.clone(),
+        file_offset: probe.file_offset,
+        reason: probe.reason.clone(),
+    });
+    tracepoints.chain(uprobes).collect()
+}
+
+/// The address space at the attach.
+fn address_space(target: &Target, map: &AddressMap) -> AddressSpace {
+    let mut space = AddressSpace::new(rustix::param::page_size() as u64);
+    let mut program_break = target.start_brk;
+    for (start, end, heap) in map.ranges() {
+        space.preexisting(start, end, heap);
+        if heap {
+            program_break = Some(program_break.map_or(end, |at| at.max(end)));
+        }
+    }
+    if let Some(address) = program_break {
+        space.program_break(address);
+    }
+    space
+}
+
+/// Makes the file, for its owner alone, where nothing is yet.
+fn create(path: &Path) -> Result<File> {
+    use std::os::unix::fs::OpenOptionsExt as _;
+    let name = path.display();
+    File::options()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .custom_flags(nix::libc::O_NOFOLLOW)
+        .open(path)
+        .map_err(|error| match error.kind() {
+            io::ErrorKind::AlreadyExists if path.is_symlink() => {
+                anyhow::anyhow!("`{name}` is a symbolic link: give another file with -o")
+            }
+            io::ErrorKind::AlreadyExists => {
+                anyhow::anyhow!("`{name}` exists already: give another file with -o, or remove it")
+            }
+            io::ErrorKind::NotFound => {
+                anyhow::anyhow!("the directory of `{name}` does not exist: make it first")
+            }
+            _ => anyhow::Error::new(error).context(format!("failed to make `{name}`")),
+        })
+}
+
+/// `leaktrace-COMM-PID-UTC.leaktrace`, with nothing in COMM that a shell or a path minds.
+fn default_file(target: &Target) -> PathBuf {
+    let comm: String = target
+        .comm
+        .chars()
+        .map(|c| {
+            if c.is_ascii_alphanumeric() || "-_.".contains(c) {
+                c
+            } else {
+                '_'
+            }
+        })
+        .collect();
+    let utc = jiff::Timestamp::now().strftime("%Y%m%dT%H%M%SZ");
+    PathBuf::from(format!("leaktrace-{comm}-{}-{utc}.leaktrace", target.pid))
+}
+
+fn unix_ns() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_nanos() as u64)
+}
+
+/// `CLOCK_MONOTONIC`, the kernel side's clock.
+fn monotonic_ns() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
+
+fn make_plan(target: &Target, families: Families) -> Plan {
+    let go = target.go.as_ref().map(|go| {
+        go.as_ref()
+            .map(|go| GoFacts {
+                binary: &go.binary,
+                bias: go.bias,
+                sample_rate: sample_rate(target, go),
+            })
+            .map_err(Clone::clone)
+    });
+    Plan::new(&Facts { go }, families)
+}
+
+fn sample_rate(target: &Target, go: &GoTarget) -> Result<u64, String> {
+    let found = go.binary.variable(GoVariable::MemProfileRate)?;
+    target
+        .memory
+        .read_u64(found.address.wrapping_add(go.bias))
+        .map_err(|error| error.to_string())
+}

@@ -1,0 +1,360 @@
+//! Building the report.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
+
+use super::losses::{MAPPING_LOSSES, UNSEEN_GO_EVENTS};
+use super::schema::{
+    EstimateReport, GoReport, Kind, LimitReport, MemoryReport, Report, SCHEMA, SiteReport, Summary,
+    TargetReport, WindowReport,
+};
+use super::stack::{is_go_allocator, is_go_runtime_mapping};
+use super::symbols::{FrameKey, FrameRef, SymbolTable};
+use crate::capture::schema::{self, End, Site};
+use crate::capture::{Capture, Ended};
+use crate::live_heap::{LiveHeap, SiteHistory};
+use crate::series;
+use crate::verdict::{Facts, Owner, Verdict, judge};
+
+/// Points of a site's series in the report.
+const SERIES_POINTS: usize = 120;
+
+/// What a reader wants to see.
+#[derive(Clone, Debug)]
+pub struct ReportOptions {
+    /// Age from which an object counts as old.
+    pub older: Duration,
+    /// Only these kinds; empty: all.
+    pub kinds: Vec<Kind>,
+    /// Only these verdicts; empty: all.
+    pub verdicts: Vec<Verdict>,
+}
+
+impl Default for ReportOptions {
+    /// Everything; old is 30 s.
+    fn default() -> Self {
+        Self {
+            older: Duration::from_secs(30),
+            kinds: Vec::new(),
+            verdicts: Vec::new(),
+        }
+    }
+}
+
+/// Builds the report of a capture. `symbols` are normally the capture's own
+/// (`capture.symbols.as_ref()`), or better ones made offline.
+pub fn build(
+    capture: &Capture,
+    symbols: Option<&schema::Symbols>,
+    options: &ReportOptions,
+) -> Report {
+    let heap = LiveHeap::from_capture(capture);
+    let table = SymbolTable::new(capture, symbols);
+    let losses = losses(capture, &heap);
+    let stacks = Stacks::new(capture, &table);
+    let lost_events = MAPPING_LOSSES
+        .iter()
+        .filter_map(|cause| losses.get(*cause))
+        .sum();
+
+    let histories = heap.merge(|part| stacks.key(part.site));
+    let mut sites: Vec<_> = histories
+        .iter()
+        .filter(|history| history.live_count.bytes > 0 || !history.births.is_empty())
+        .map(|history| site(history, &heap, &stacks, options.older, lost_events))
+        .collect();
+    sites.sort_by(|a, b| {
+        let growth = b.growth_bytes_per_s.total_cmp(&a.growth_bytes_per_s);
+        a.verdict
+            .cmp(&b.verdict)
+            .then(growth)
+            .then(b.live_bytes.cmp(&a.live_bytes))
+    });
+    let mut summary = Summary::default();
+    for (index, site) in sites.iter_mut().enumerate() {
+        site.rank = index + 1;
+        *match site.verdict {
+            Verdict::Leak => &mut summary.leak,
+            Verdict::Growing => &mut summary.growing,
+            Verdict::Unknown => &mut summary.unknown,
+            Verdict::Steady => &mut summary.steady,
+        } += 1;
+    }
+    sites.retain(|site| {
+        (options.kinds.is_empty() || options.kinds.contains(&site.kind))
+            && (options.verdicts.is_empty() || options.verdicts.contains(&site.verdict))
+    });
+
+    let target = target(capture);
+    Report {
+        schema: SCHEMA,
+        window: window(capture, &heap, target.go.is_some()),
+        target,
+        summary,
+        sites,
+        goroutines: None,
+        memory: memory(capture),
+        losses,
+        limits: limits(capture),
+        notes: capture.notes.clone(),
+    }
+}
+
+/// The stacks of the capture's sites, and which frames count.
+struct Stacks<'a> {
+    table: &'a SymbolTable<'a>,
+    sites: HashMap<u32, &'a Site>,
+    go: bool,
+}
+
+impl<'a> Stacks<'a> {
+    fn new(capture: &'a Capture, table: &'a SymbolTable<'a>) -> Self {
+        let sites = capture
+            .intervals
+            .iter()
+            .flat_map(|interval| &interval.sites);
+        let target = capture.header.target.as_ref();
+        Self {
+            table,
+            sites: sites.map(|site| (site.id, site)).collect(),
+            go: target.is_some_and(|target| target.go.is_some()),
+        }
+    }
+
+    /// The frames of a site: those of the allocator, and the program's.
+    fn frames(&self, site: u32) -> (Vec<FrameRef>, Vec<FrameRef>) {
+        let Some(site) = self.sites.get(&site) else {
+            return Default::default();
+        };
+        let mut frames = self.table.stack(site);
+        let is_allocator =
+            |frame: &FrameRef| self.table.function(*frame).is_some_and(is_go_allocator);
+        let go_heap = site.kind() == schema::Kind::GoHeap;
+        let allocator = frames
+            .iter()
+            .take_while(|frame| go_heap && is_allocator(frame))
+            .count();
+        // A stack of nothing else keeps its outermost frame.
+        let allocator = allocator.min(frames.len().saturating_sub(1));
+        let program = frames.split_off(allocator);
+        (frames, program)
+    }
+
+    fn key(&self, site: u32) -> Vec<FrameKey> {
+        self.frames(site)
+            .1
+            .into_iter()
+            .map(|frame| self.table.key(frame))
+            .collect()
+    }
+
+    fn owner(&self, kind: Kind, program: &[FrameRef]) -> Owner {
+        let functions = program
+            .iter()
+            .filter_map(|&frame| self.table.function(frame));
+        if self.go && kind == Kind::Mmap && is_go_runtime_mapping(functions) {
+            Owner::GoRuntimeHeap
+        } else {
+            Owner::Program
+        }
+    }
+}
+
+fn site(
+    history: &SiteHistory,
+    heap: &LiveHeap,
+    stacks: &Stacks,
+    older: Duration,
+    lost_events: u64,
+) -> SiteReport {
+    let kind = Kind::from(history.kind);
+    let first = history.sites.first().copied().unwrap_or_default();
+    let (allocator, program) = stacks.frames(first);
+    let judgement = judge(&Facts {
+        site: history,
+        timeline: &heap.timeline,
+        owner: stacks.owner(kind, &program),
+        older_s: older.as_secs_f64(),
+        lost_events,
+    });
+    let record = stacks.sites.get(&first);
+    let points = heap.timeline.times.iter().zip(&history.live_series);
+    let points: Vec<_> = points
+        .map(|(&t, &live)| (milli(t), live.round() as u64))
+        .collect();
+    let whole = |value: f64| value.round().max(0.0) as u64;
+    let function = |frame: &FrameRef| stacks.table.function(*frame).unwrap_or_default().to_owned();
+    SiteReport {
+        rank: 0,
+        kind,
+        verdict: judgement.verdict,
+        evidence: judgement.evidence,
+        live_bytes: whole(history.live.value),
+        live_objects: whole(history.live_objects),
+        proven_bytes: history.proven_bytes.map(whole),
+        growth_bytes_per_s: milli(judgement.growth_bytes_per_s),
+        growth_bytes: history.growth.value.round() as i64,
+        growth_interval: [
+            history.growth.low.round() as i64,
+            history.growth.high.round() as i64,
+        ],
+        alloc_bytes: whole(history.alloc_bytes),
+        freed_bytes: whole(history.freed_bytes),
+        preexisting_bytes: whole(history.preexisting_left_bytes),
+        attach_bytes: whole(history.preexisting_bytes),
+        oldest_s: milli(history.oldest_s(&heap.timeline)),
+        gc_cycles_survived: history.collections_survived(&heap.timeline),
+        estimate: EstimateReport {
+            sampled: history.sampled,
+            rate_bytes: if history.sampled {
+                heap.sampler.rate
+            } else {
+                1
+            },
+            samples: history.live_count.objects,
+            low_bytes: whole(history.live.low),
+            high_bytes: whole(history.live.high),
+        },
+        series: series::thin(&points, SERIES_POINTS),
+        stack: program
+            .iter()
+            .map(|&frame| stacks.table.frame(frame))
+            .collect(),
+        allocator_frames: allocator.iter().map(function).collect(),
+        stack_truncated: record.is_some_and(|site| site.truncated),
+        stack_incomplete: record
+            .map(|site| site.incomplete.clone())
+            .filter(|reason| !reason.is_empty()),
+    }
+}
+
+/// Rounded to thousandths: what lies below is noise.
+fn milli(value: f64) -> f64 {
+    (value * 1000.0).round() / 1000.0
+}
+
+fn target(capture: &Capture) -> TargetReport {
+    let target = capture.header.target.clone().unwrap_or_default();
+    TargetReport {
+        pid: target.pid,
+        comm: target.comm,
+        exe: target.exe,
+        runtime: target.runtime,
+        go: target.go.map(|go| GoReport {
+            version: go.version,
+            stripped: go.stripped,
+            pie: go.pie,
+            heap_profiling: go.heap_profiling,
+            sample_rate: go.sample_rate,
+        }),
+    }
+}
+
+fn window(capture: &Capture, heap: &LiveHeap, go: bool) -> WindowReport {
+    let recorded_s = heap.timeline.duration_s();
+    let (end, end_text, duration_s) = match &capture.how_it_ended {
+        Ended::Closed(close) => {
+            let (end, text) = match close.end() {
+                End::Duration => ("duration", "the time asked for was over"),
+                End::Signal => ("signal", "leaktrace was told to stop"),
+                End::TargetExit => ("target-exit", "the target exited"),
+                End::TargetOom => (
+                    "target-oom",
+                    "the kernel killed the target for want of memory",
+                ),
+                End::Lost | End::Unspecified => ("lost", "leaktrace itself failed; see the limits"),
+            };
+            (
+                end,
+                text.to_owned(),
+                (close.t_ns as f64 / 1e9).max(recorded_s),
+            )
+        }
+        Ended::Truncated { at } => {
+            let text = format!(
+                "the capture was not closed: leaktrace was killed; all {at} bytes of it are read"
+            );
+            ("lost", text, recorded_s)
+        }
+        Ended::Torn { at, reason } => {
+            let text = format!("the capture is damaged at byte {at}: {reason}; all before is read");
+            ("lost", text, recorded_s)
+        }
+    };
+    WindowReport {
+        start_unix_ns: capture.header.start_unix_ns,
+        duration_s: milli(duration_s),
+        end: end.to_owned(),
+        end_text,
+        intervals: capture.intervals_read,
+        gc_cycles: go.then(|| {
+            heap.timeline
+                .collections
+                .last()
+                .copied()
+                .unwrap_or_default()
+        }),
+    }
+}
+
+fn memory(capture: &Capture) -> MemoryReport {
+    let mut states = capture
+        .intervals
+        .iter()
+        .filter_map(|interval| interval.memory.as_ref());
+    let Some(attach) = states.next() else {
+        return MemoryReport::default();
+    };
+    let end = states.next_back().unwrap_or(attach);
+    let anonymous = end.anonymous.or(end.rss);
+    let unexplained = anonymous.zip(end.go_heap_live).map(|(anonymous, live)| {
+        anonymous
+            .saturating_sub(live)
+            .saturating_sub(end.go_heap_idle.unwrap_or_default())
+            .saturating_sub(end.go_stacks.unwrap_or_default())
+    });
+    MemoryReport {
+        rss_bytes: end.rss,
+        rss_attach_bytes: attach.rss,
+        anonymous_bytes: end.anonymous,
+        swap_bytes: end.swap,
+        mapped_bytes: end.mapped,
+        heap_live_bytes: end.go_heap_live,
+        heap_idle_bytes: end.go_heap_idle,
+        stacks_bytes: end.go_stacks,
+        unexplained_bytes: unexplained,
+    }
+}
+
+/// The last count of every cause.
+fn losses(capture: &Capture, heap: &LiveHeap) -> BTreeMap<String, u64> {
+    let close = match &capture.how_it_ended {
+        Ended::Closed(close) => close.losses.as_slice(),
+        _ => &[],
+    };
+    let recorded = capture
+        .intervals
+        .iter()
+        .flat_map(|interval| &interval.losses)
+        .chain(close);
+    let mut losses: BTreeMap<_, _> = recorded
+        .map(|loss| (loss.cause.clone(), loss.count))
+        .collect();
+    losses.insert(UNSEEN_GO_EVENTS.to_owned(), heap.unseen_events);
+    losses.retain(|_, count| *count > 0);
+    losses
+}
+
+fn limits(capture: &Capture) -> Vec<LimitReport> {
+    let found = match &capture.how_it_ended {
+        Ended::Closed(close) => close.limits.as_slice(),
+        _ => &[],
+    };
+    let limits = capture.header.limits.iter().chain(found);
+    limits
+        .map(|limit| LimitReport {
+            what: limit.what.clone(),
+            reason: limit.reason.clone(),
+        })
+        .collect()
+}

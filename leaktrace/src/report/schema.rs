@@ -1,0 +1,297 @@
+//! The report, version 1: what `--format json` prints. docs/report-schema.md describes it.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::capture::schema;
+use crate::verdict::Verdict;
+
+/// Value of [`Report::schema`].
+pub const SCHEMA: u32 = 1;
+
+/// Everything a capture tells. Sizes are in bytes, times in seconds unless named otherwise.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// Version of this schema, [`SCHEMA`].
+    pub schema: u32,
+    /// Who was recorded.
+    pub target: TargetReport,
+    /// When, and how it ended.
+    pub window: WindowReport,
+    /// All sites by verdict, before any filter.
+    pub summary: Summary,
+    /// The sites, by rank.
+    pub sites: Vec<SiteReport>,
+    /// Go targets whose goroutines were recorded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub goroutines: Option<Goroutines>,
+    /// The target's memory at the end.
+    pub memory: MemoryReport,
+    /// What was lost, by cause, since the attach.
+    pub losses: BTreeMap<String, u64>,
+    /// What could not be seen.
+    pub limits: Vec<LimitReport>,
+    /// What the reader of the capture has to say about the file.
+    pub notes: Vec<String>,
+}
+
+/// Who was recorded.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TargetReport {
+    /// Process id.
+    pub pid: u32,
+    /// Its short name.
+    pub comm: String,
+    /// Path of its executable.
+    pub exe: String,
+    /// `go1.27.3` or `native`.
+    pub runtime: String,
+    /// Go targets only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub go: Option<GoReport>,
+}
+
+/// What is known of a Go target.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct GoReport {
+    /// The toolchain.
+    pub version: String,
+    /// Linked with `-s -w`.
+    pub stripped: bool,
+    /// Position independent.
+    pub pie: bool,
+    /// The runtime's heap sampler was running at the attach.
+    pub heap_profiling: bool,
+    /// `runtime.MemProfileRate` at the attach.
+    pub sample_rate: u64,
+}
+
+/// The window of time that was recorded.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct WindowReport {
+    /// Wall clock at its beginning, nanoseconds since 1970.
+    pub start_unix_ns: u64,
+    /// Its length.
+    pub duration_s: f64,
+    /// `duration`, `signal`, `target-exit`, `target-oom` or `lost`.
+    pub end: String,
+    /// The end in words.
+    pub end_text: String,
+    /// Intervals recorded.
+    pub intervals: u64,
+    /// Collections completed in it; Go targets only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gc_cycles: Option<u32>,
+}
+
+/// Number of sites by verdict.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Summary {
+    /// Sites that leak.
+    pub leak: usize,
+    /// Sites that grow.
+    pub growing: usize,
+    /// Sites with too little data.
+    pub unknown: usize,
+    /// Sites that do not grow.
+    pub steady: usize,
+}
+
+/// One allocation site.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SiteReport {
+    /// Place in the report before filters, from 1.
+    pub rank: usize,
+    /// Kind of memory.
+    pub kind: Kind,
+    /// The judgement.
+    pub verdict: Verdict,
+    /// Its reasons in words, strongest first.
+    pub evidence: Vec<String>,
+    /// Not known to be dead at the end.
+    pub live_bytes: u64,
+    /// The same in objects; for mmap and brk, calls of which something is left.
+    pub live_objects: u64,
+    /// Known to have survived a collection; Go heap only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub proven_bytes: Option<u64>,
+    /// Robust slope of the live bytes.
+    pub growth_bytes_per_s: f64,
+    /// Live bytes at the end minus those at the attach.
+    pub growth_bytes: i64,
+    /// 95 % interval of `growth_bytes`, low and high.
+    pub growth_interval: [i64; 2],
+    /// Allocated since the attach.
+    pub alloc_bytes: u64,
+    /// Freed since the attach.
+    pub freed_bytes: u64,
+    /// What is left of the memory that was live at the attach.
+    pub preexisting_bytes: u64,
+    /// Live at the attach.
+    pub attach_bytes: u64,
+    /// Age of the oldest live object, at least.
+    pub oldest_s: f64,
+    /// Collections that object has survived, at least; Go heap only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gc_cycles_survived: Option<u32>,
+    /// How the figures came about.
+    pub estimate: EstimateReport,
+    /// Live bytes over time: `[t_s, bytes]`.
+    pub series: Vec<(f64, u64)>,
+    /// Innermost first, without the runtime's own allocator frames.
+    pub stack: Vec<Frame>,
+    /// Functions of the allocator frames left out at the innermost end.
+    pub allocator_frames: Vec<String>,
+    /// Outermost frames are missing because the stack was too deep.
+    pub stack_truncated: bool,
+    /// Why outermost frames are missing otherwise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stack_incomplete: Option<String>,
+}
+
+/// How a site's figures came about.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EstimateReport {
+    /// True: estimated from samples. False: counted.
+    pub sampled: bool,
+    /// One sample in so many bytes.
+    pub rate_bytes: u64,
+    /// Live objects that were sampled.
+    pub samples: u64,
+    /// 95 % interval of `live_bytes`.
+    pub low_bytes: u64,
+    /// Its upper end.
+    pub high_bytes: u64,
+}
+
+/// A frame of a stack. Absent values are null.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Frame {
+    /// Its function.
+    pub function: Option<String>,
+    /// Its source file.
+    pub file: Option<String>,
+    /// The line in it.
+    pub line: Option<u32>,
+    /// The file of code it lies in.
+    pub module: Option<String>,
+    /// That file's build id.
+    pub build_id: Option<String>,
+    /// Offset of the instruction in that file.
+    pub offset: Option<u64>,
+    /// Code address in the target.
+    pub address: u64,
+    /// The call was inlined into the next frame.
+    pub inlined: bool,
+    /// Why there is no name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// Goroutines over the window.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Goroutines {
+    /// How many there are.
+    pub total: u64,
+    /// How many come in a second.
+    pub growth_per_s: f64,
+}
+
+/// The target's memory at the end. Absent: not known.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct MemoryReport {
+    /// Resident.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rss_bytes: Option<u64>,
+    /// Resident at the attach.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rss_attach_bytes: Option<u64>,
+    /// Of the resident memory, that without a file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub anonymous_bytes: Option<u64>,
+    /// Swapped out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub swap_bytes: Option<u64>,
+    /// Address space.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mapped_bytes: Option<u64>,
+    /// Go heap in use.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub heap_live_bytes: Option<u64>,
+    /// Go heap kept for later and not given back to the kernel.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub heap_idle_bytes: Option<u64>,
+    /// Goroutine stacks.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stacks_bytes: Option<u64>,
+    /// Resident memory without a file that none of the above explains; Go targets only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unexplained_bytes: Option<u64>,
+}
+
+/// Something that could not be seen.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LimitReport {
+    /// What.
+    pub what: String,
+    /// Why.
+    pub reason: String,
+}
+
+/// Kind of memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// Objects of the Go heap.
+    GoHeap,
+    /// Blocks of a native allocator.
+    Malloc,
+    /// Mappings.
+    Mmap,
+    /// The program break.
+    Brk,
+}
+
+impl Kind {
+    const NAMES: [(Self, &'static str); 4] = [
+        (Self::GoHeap, "go_heap"),
+        (Self::Malloc, "malloc"),
+        (Self::Mmap, "mmap"),
+        (Self::Brk, "brk"),
+    ];
+}
+
+impl From<schema::Kind> for Kind {
+    fn from(kind: schema::Kind) -> Self {
+        match kind {
+            schema::Kind::GoHeap => Self::GoHeap,
+            schema::Kind::Brk => Self::Brk,
+            schema::Kind::Mmap | schema::Kind::Unspecified => Self::Mmap,
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = Self::NAMES
+            .iter()
+            .find(|(kind, _)| kind == self)
+            .map_or("", |named| named.1);
+        f.pad(name)
+    }
+}
+
+impl FromStr for Kind {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        let named = Self::NAMES.iter().find(|named| named.1 == name);
+        named
+            .map(|named| named.0)
+            .ok_or_else(|| format!("`{name}` is not one of go_heap, malloc, mmap, brk"))
+    }
+}

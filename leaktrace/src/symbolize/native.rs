@@ -1,0 +1,85 @@
+//! Names from DWARF and ELF symbols, by blazesym.
+
+use std::path::{Path, PathBuf};
+
+use blazesym::symbolize::source::{Elf, Source};
+use blazesym::symbolize::{CodeInfo, Input, Sym, Symbolized, Symbolizer};
+
+/// A logical frame: function, file, line, inlined.
+#[derive(Debug)]
+pub(super) struct Named {
+    pub(super) function: Option<String>,
+    pub(super) file: Option<String>,
+    pub(super) line: Option<u32>,
+    pub(super) inlined: bool,
+}
+
+/// Files to look an address up in, best first.
+pub(super) struct Native {
+    symbolizer: Symbolizer,
+    files: Vec<PathBuf>,
+}
+
+impl Native {
+    pub(super) fn new(files: Vec<PathBuf>, debug_dirs: &[PathBuf]) -> Self {
+        // blazesym follows .gnu_debuglink into these, and checks the checksum it carries.
+        let system = ["/usr/lib/debug", "/lib/debug"].map(PathBuf::from);
+        let symbolizer = Symbolizer::builder()
+            .enable_auto_reload(false)
+            .set_debug_dirs(Some(debug_dirs.iter().cloned().chain(system)))
+            .build();
+        Native { symbolizer, files }
+    }
+
+    /// The frames at a link-time address, innermost first. The error is what stood in the way;
+    /// `None`: no symbol covers the address.
+    pub(super) fn frames(&self, address: u64) -> Result<Vec<Named>, Option<String>> {
+        let mut errors = Vec::new();
+        for file in &self.files {
+            // Where DWARF cannot be read, symbols may still be.
+            for debug_syms in [true, false] {
+                match self.lookup(file, debug_syms, address) {
+                    Ok(Some(frames)) => return Ok(frames),
+                    Ok(None) => break,
+                    Err(error) => errors.push(error),
+                }
+            }
+        }
+        Err((!errors.is_empty()).then(|| errors.swap_remove(0)))
+    }
+
+    fn lookup(
+        &self,
+        file: &Path,
+        debug_syms: bool,
+        address: u64,
+    ) -> Result<Option<Vec<Named>>, String> {
+        let mut elf = Elf::new(file);
+        elf.debug_syms = debug_syms;
+        let found = self
+            .symbolizer
+            .symbolize_single(&Source::Elf(elf), Input::VirtOffset(address));
+        match found {
+            Ok(Symbolized::Sym(symbol)) => Ok(Some(frames(&symbol))),
+            Ok(Symbolized::Unknown(_)) => Ok(None),
+            Err(error) => Err(format!(
+                "failed to read symbols of `{}`: {error:#}",
+                file.display()
+            )),
+        }
+    }
+}
+
+/// blazesym has the inlined functions outermost first, each with the position reached in it.
+fn frames(symbol: &Sym<'_>) -> Vec<Named> {
+    let named = |name: &str, code: Option<&CodeInfo<'_>>, inlined| Named {
+        function: Some(name.to_owned()),
+        file: code.map(|code| code.to_path().to_string_lossy().into_owned()),
+        line: code.and_then(|code| code.line).filter(|line| *line > 0),
+        inlined,
+    };
+    let inlined = symbol.inlined.iter().rev();
+    let inlined = inlined.map(|inlined| named(&inlined.name, inlined.code_info.as_ref(), true));
+    let outermost = named(&symbol.name, symbol.code_info.as_deref(), false);
+    inlined.chain([outermost]).collect()
+}

@@ -1,0 +1,166 @@
+//! The target's address space: its mappings and the files behind them.
+
+use std::{
+    collections::HashMap,
+    fs::File,
+    path::{Path, PathBuf},
+};
+
+use object::{Object as _, read::elf::ElfFile64};
+use procfs::{
+    ProcResult,
+    process::{MMPermissions, MMapPath, MemoryMap, Process},
+};
+
+use super::image::open_image;
+use crate::go::GoBinary;
+
+/// All mappings of a process at one moment.
+pub struct AddressMap {
+    mappings: Vec<MemoryMap>,
+    pid: i32,
+}
+
+/// Identity of a mapped file: device and inode, so that a replaced file is another module.
+pub type FileId = ((i32, i32), u64);
+
+/// A file with executable mappings, kept open so that it can be read after it was replaced or
+/// deleted and after the target has ended.
+pub struct Module {
+    /// Which file it is; `None` for memory that is no file's (`[vdso]`, JIT code).
+    pub file_id: Option<FileId>,
+    /// Path as `/proc/PID/maps` has it.
+    pub path: String,
+    /// GNU build id in hex, or Go build id, if there is one.
+    pub build_id: Option<String>,
+    /// The open file; `None` when it could not be opened or is not a file.
+    pub file: Option<File>,
+}
+
+impl AddressMap {
+    pub(super) fn read(process: &Process) -> ProcResult<Self> {
+        Ok(Self {
+            mappings: process.maps()?.0,
+            pid: process.pid(),
+        })
+    }
+
+    /// Every mapping as (start, end), and whether it is the one that the program break moves.
+    pub fn ranges(&self) -> impl Iterator<Item = (u64, u64, bool)> + '_ {
+        self.mappings.iter().map(|mapping| {
+            let (start, end) = mapping.address;
+            (start, end, mapping.pathname == MMapPath::Heap)
+        })
+    }
+
+    /// The executable mappings.
+    pub fn executable(&self) -> impl Iterator<Item = &MemoryMap> + '_ {
+        self.mappings
+            .iter()
+            .filter(|mapping| mapping.perms.contains(MMPermissions::EXECUTE))
+    }
+
+    /// Identity of the file behind a mapping.
+    pub fn file_id(mapping: &MemoryMap) -> Option<FileId> {
+        (mapping.inode != 0).then_some((mapping.dev, mapping.inode))
+    }
+
+    /// The executable's load bias: address in the process minus link-time address.
+    pub(super) fn load_bias(&self, binary: &GoBinary) -> Option<u64> {
+        let exe = rustix::fs::stat(format!("/proc/{}/exe", self.pid)).ok()?;
+        self.mappings
+            .iter()
+            .filter(|mapping| mapping.inode == exe.st_ino)
+            .find_map(|mapping| {
+                let link = binary.file_offset_to_link_address(mapping.offset)?;
+                Some(mapping.address.0.wrapping_sub(link))
+            })
+    }
+
+    /// Opens the file behind an executable mapping: the target's own inode, not whatever the
+    /// host has under that name.
+    pub fn open_module(&self, mapping: &MemoryMap) -> Module {
+        let path = match &mapping.pathname {
+            MMapPath::Path(path) => path.to_string_lossy().into_owned(),
+            MMapPath::Vdso => "[vdso]".to_owned(),
+            MMapPath::Vsyscall => "[vsyscall]".to_owned(),
+            MMapPath::Anonymous => "[anon]".to_owned(),
+            other => format!("{other:?}"),
+        };
+        let (start, end) = mapping.address;
+        let by_mapping = PathBuf::from(format!("/proc/{}/map_files/{start:x}-{end:x}", self.pid));
+        let by_root = PathBuf::from(format!("/proc/{}/root{path}", self.pid));
+        let file = match Self::file_id(mapping) {
+            None => None,
+            Some(_) => File::open(by_mapping).or_else(|_| File::open(by_root)).ok(),
+        };
+        let build_id = file.as_ref().and_then(|file| build_id(&fd_path(file)));
+        Module {
+            file_id: Self::file_id(mapping),
+            path,
+            build_id,
+            file,
+        }
+    }
+}
+
+impl Module {
+    /// A path under which this process can open the file, whatever became of its name.
+    pub fn open_path(&self) -> Option<PathBuf> {
+        self.file.as_ref().map(fd_path)
+    }
+}
+
+/// Modules of a run, each file once.
+#[derive(Default)]
+pub struct Modules {
+    list: Vec<Module>,
+    by_file: HashMap<FileId, usize>,
+}
+
+impl Modules {
+    /// Index of the module behind `mapping`; the second value tells that it is new.
+    pub fn intern(&mut self, map: &AddressMap, mapping: &MemoryMap) -> (usize, bool) {
+        let id = AddressMap::file_id(mapping);
+        if let Some(known) = id.and_then(|id| self.by_file.get(&id)) {
+            return (*known, false);
+        }
+        let index = self.list.len();
+        self.list.push(map.open_module(mapping));
+        if let Some(id) = id {
+            self.by_file.insert(id, index);
+        }
+        (index, true)
+    }
+
+    /// The module with that index.
+    pub fn get(&self, index: usize) -> Option<&Module> {
+        self.list.get(index)
+    }
+
+    /// All modules, in the order in which they were found.
+    pub fn iter(&self) -> impl Iterator<Item = &Module> {
+        self.list.iter()
+    }
+}
+
+fn fd_path(file: &File) -> PathBuf {
+    use std::os::fd::AsRawFd as _;
+    PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()))
+}
+
+/// The GNU build id in hex, or the Go build id of an executable without one.
+fn build_id(path: &Path) -> Option<String> {
+    let image = open_image(path).ok()?;
+    let gnu = ElfFile64::<object::Endianness>::parse(image.as_ref())
+        .ok()
+        .and_then(|elf| Some(hex(elf.build_id().ok()??)));
+    gnu.or_else(|| {
+        let binary = GoBinary::parse(image.clone()).ok()??;
+        binary.go_build_id().map(str::to_owned)
+    })
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

@@ -1,0 +1,297 @@
+//! Who the target is: its process, executable, address space and memory.
+//!
+//! Contract: this module and `inventory` are the only ones that look at `/proc/PID` and at the
+//! target's memory, and they only read. Everything is taken through handles that stay with the
+//! process found first (a pidfd, its `/proc` directory, its own inodes), so that a reused PID or a
+//! replaced file is never mistaken for the target.
+
+mod image;
+pub mod maps;
+mod memory;
+
+use std::{
+    io,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    path::PathBuf,
+};
+
+use bytes::Bytes;
+use procfs::{ProcError, process::Process};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+use crate::{capture::schema, go::GoBinary};
+
+pub use self::{
+    image::open_image,
+    maps::{AddressMap, Module},
+    memory::{Memory, MemoryError},
+};
+
+/// Why a process cannot be a target.
+#[derive(Debug, thiserror::Error)]
+pub enum TargetError {
+    /// No such process, or it ended while we looked.
+    #[error("process {pid} is gone (check the PID with `ps -p {pid}`)")]
+    Gone {
+        /// The PID asked for.
+        pid: i32,
+    },
+    /// It has ended and waits for its parent.
+    #[error("process {pid} is a zombie: it has already ended and has no memory left to trace")]
+    Zombie {
+        /// The PID asked for.
+        pid: i32,
+    },
+    /// A thread of the kernel.
+    #[error("process {pid} is a kernel thread: it has no memory of its own to trace")]
+    KernelThread {
+        /// The PID asked for.
+        pid: i32,
+    },
+    /// leaktrace was asked to trace itself.
+    #[error("process {pid} is leaktrace itself: give the PID of another process")]
+    Ourselves {
+        /// The PID asked for.
+        pid: i32,
+    },
+    /// A thread id instead of a process id.
+    #[error("{pid} is a thread of process {tgid}: use `-p {tgid}`")]
+    Thread {
+        /// The id asked for.
+        pid: i32,
+        /// The process it belongs to.
+        tgid: i32,
+    },
+    /// Not allowed to look at the process.
+    #[error("not permitted to look at process {pid}: run leaktrace as root")]
+    NotPermitted {
+        /// The PID asked for.
+        pid: i32,
+    },
+    /// The process is of a kind that leaktrace cannot trace.
+    #[error("process {pid} cannot be traced: {reason}")]
+    Unsupported {
+        /// The PID asked for.
+        pid: i32,
+        /// Why.
+        reason: String,
+    },
+    /// Anything else.
+    #[error("failed to look at process {pid}")]
+    Other {
+        /// The PID asked for.
+        pid: i32,
+        /// What went wrong.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// A process that can be traced.
+pub struct Target {
+    /// Process id, in leaktrace's own pid namespace.
+    pub pid: i32,
+    /// Command name, at most 15 bytes.
+    pub comm: String,
+    /// Path of the executable, as the target sees it.
+    pub exe: String,
+    /// Start of the process in clock ticks since boot: tells a reused PID.
+    pub start_ticks: u64,
+    /// Lowest address the program break can have.
+    pub start_brk: Option<u64>,
+    /// The Go executable; `None` for a native program. The error says why a Go executable could
+    /// not be read as one.
+    pub go: Option<Result<GoTarget, String>>,
+    /// Its memory, to read.
+    pub memory: Memory,
+    process: Process,
+    pidfd: OwnedFd,
+}
+
+/// A Go executable in a process.
+pub struct GoTarget {
+    /// The executable.
+    pub binary: GoBinary,
+    /// What to add to a link-time address to get the address in the process.
+    pub bias: u64,
+}
+
+impl Target {
+    /// Looks at process `pid`.
+    ///
+    /// # Errors
+    ///
+    /// Every reason why it cannot be traced, see [`TargetError`].
+    pub fn open(pid: i32) -> Result<Self, TargetError> {
+        if u32::try_from(pid) == Ok(std::process::id()) {
+            return Err(TargetError::Ourselves { pid });
+        }
+        let gone = || TargetError::Gone { pid };
+        let process = Process::new(pid).map_err(|e| refusal(pid, e))?;
+        let stat = process.stat().map_err(|e| refusal(pid, e))?;
+        let status = process.status().map_err(|e| refusal(pid, e))?;
+        if status.tgid != pid {
+            let tgid = status.tgid;
+            return Err(TargetError::Thread { pid, tgid });
+        }
+        let pidfd = Pid::from_raw(pid).ok_or_else(gone).and_then(|raw| {
+            pidfd_open(raw, PidfdFlags::NONBLOCK)
+                .or_else(|_| pidfd_open(raw, PidfdFlags::empty()))
+                .map_err(|e| refusal(pid, ProcError::Io(e.into(), None)))
+        })?;
+        const PF_KTHREAD: u32 = 0x0020_0000;
+        if stat.flags & PF_KTHREAD != 0 {
+            return Err(TargetError::KernelThread { pid });
+        }
+        if matches!(stat.state, 'Z' | 'X') {
+            return Err(TargetError::Zombie { pid });
+        }
+        let exe = process.exe().map_err(|e| refusal(pid, e))?;
+        let image = open_image(&PathBuf::from(format!("/proc/{pid}/exe")))
+            .map_err(|e| refusal(pid, ProcError::Io(e, None)))?;
+        let mut target = Self {
+            pid,
+            comm: stat.comm,
+            exe: exe.to_string_lossy().into_owned(),
+            start_ticks: stat.starttime,
+            start_brk: stat.start_brk.filter(|&address| address != 0),
+            go: None,
+            memory: Memory::new(pid),
+            process,
+            pidfd,
+        };
+        let map = target.address_map()?;
+        target.go = target.find_go(image, &map)?;
+        // The handles belong to the process that had this PID a moment ago: still the same one?
+        if target
+            .process
+            .stat()
+            .map_err(|e| refusal(pid, e))?
+            .starttime
+            != target.start_ticks
+        {
+            return Err(gone());
+        }
+        Ok(target)
+    }
+
+    /// The target's mappings now.
+    ///
+    /// # Errors
+    ///
+    /// The target is gone, or not permitted.
+    pub fn address_map(&self) -> Result<AddressMap, TargetError> {
+        AddressMap::read(&self.process).map_err(|e| refusal(self.pid, e))
+    }
+
+    /// Whether a debugger is attached.
+    pub fn is_traced(&self) -> bool {
+        self.process
+            .status()
+            .is_ok_and(|status| status.tracerpid != 0)
+    }
+
+    /// A file descriptor that becomes readable when the target exits.
+    pub fn pidfd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
+    }
+
+    /// Resident, anonymous, swapped and mapped bytes from `/proc/PID/status`: no page-table walk,
+    /// so that nothing waits for the target's memory lock.
+    ///
+    /// # Errors
+    ///
+    /// The target is gone.
+    pub fn memory_use(&self) -> Result<MemoryUse, TargetError> {
+        let status = self.process.status().map_err(|e| refusal(self.pid, e))?;
+        let bytes = |kib: Option<u64>| kib.map(|kib| kib * 1024);
+        Ok(MemoryUse {
+            rss: bytes(status.vmrss),
+            anonymous: bytes(status.rssanon),
+            swap: bytes(status.vmswap),
+            mapped: bytes(status.vmsize),
+        })
+    }
+
+    /// The target as a capture's header has it. `sample_rate` is `runtime.MemProfileRate`.
+    pub fn describe(&self, sample_rate: u64) -> schema::Target {
+        schema::Target {
+            pid: self.pid as u32,
+            comm: self.comm.clone(),
+            exe: self.exe.clone(),
+            runtime: match &self.go {
+                Some(Ok(go)) => go.binary.version().text.clone(),
+                Some(Err(_)) => "go".to_owned(),
+                None => "native".to_owned(),
+            },
+            go: match &self.go {
+                Some(Ok(go)) => Some(schema::GoInfo {
+                    version: go.binary.version().text.clone(),
+                    stripped: go.binary.stripped(),
+                    pie: go.binary.pie(),
+                    heap_profiling: sample_rate > 0,
+                    sample_rate,
+                }),
+                _ => None,
+            },
+            start_ticks: self.start_ticks,
+        }
+    }
+
+    fn find_go(
+        &self,
+        image: Bytes,
+        map: &AddressMap,
+    ) -> Result<Option<Result<GoTarget, String>>, TargetError> {
+        const ELFCLASS64: u8 = 2;
+        const EM_X86_64: [u8; 2] = 62_u16.to_le_bytes();
+        if image.get(4) != Some(&ELFCLASS64) || image.get(18..20) != Some(&EM_X86_64) {
+            return Err(TargetError::Unsupported {
+                pid: self.pid,
+                reason: "only 64-bit x86 executables are supported".to_owned(),
+            });
+        }
+        Ok(match GoBinary::parse(image) {
+            Ok(None) => None,
+            Ok(Some(binary)) => Some(
+                map.load_bias(&binary)
+                    .map(|bias| GoTarget { binary, bias })
+                    .ok_or_else(|| "the executable is not mapped".to_owned()),
+            ),
+            Err(error) => Some(Err(error.to_string())),
+        })
+    }
+}
+
+/// What `/proc/PID/status` says of a process's memory, in bytes.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct MemoryUse {
+    /// Resident set.
+    pub rss: Option<u64>,
+    /// The anonymous part of it.
+    pub anonymous: Option<u64>,
+    /// Swapped out.
+    pub swap: Option<u64>,
+    /// Whole address space.
+    pub mapped: Option<u64>,
+}
+
+fn refusal(pid: i32, error: ProcError) -> TargetError {
+    match error {
+        ProcError::NotFound(_) => TargetError::Gone { pid },
+        ProcError::PermissionDenied(_) => TargetError::NotPermitted { pid },
+        ProcError::Io(error, _) => match error.raw_os_error() {
+            Some(code) if code == nix::libc::ESRCH || code == nix::libc::ENOENT => {
+                TargetError::Gone { pid }
+            }
+            Some(code) if code == nix::libc::EPERM || code == nix::libc::EACCES => {
+                TargetError::NotPermitted { pid }
+            }
+            _ => TargetError::Other { pid, source: error },
+        },
+        other => TargetError::Other {
+            pid,
+            source: io::Error::other(other.to_string()),
+        },
+    }
+}

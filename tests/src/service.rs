@@ -1,0 +1,157 @@
+//! A sample service that prints its own ground truth.
+
+use std::{
+    ffi::OsStr,
+    io::{BufRead as _, BufReader, Write as _},
+    path::Path,
+    process::{Child, Command, Stdio},
+    sync::mpsc::{Receiver, RecvTimeoutError, channel},
+    thread,
+    time::{Duration, Instant},
+};
+
+use serde_json::Value;
+
+/// A running sample service. It is ended when this is dropped.
+pub struct Service {
+    child: Child,
+    lines: Receiver<String>,
+    truth: Value,
+}
+
+impl Service {
+    /// Starts the sample service `name`.
+    ///
+    /// # Panics
+    ///
+    /// It cannot be started.
+    pub fn start<A: AsRef<OsStr>>(name: &str, args: impl IntoIterator<Item = A>) -> Self {
+        Self::start_at(&super::sample(name), args)
+    }
+
+    /// Starts the program at `path`.
+    ///
+    /// # Panics
+    ///
+    /// It cannot be started.
+    pub fn start_at<A: AsRef<OsStr>>(path: &Path, args: impl IntoIterator<Item = A>) -> Self {
+        let mut child = Command::new(path)
+            .args(args)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap_or_else(|error| panic!("failed to start `{}`: {error}", path.display()));
+        let stdout = BufReader::new(child.stdout.take().expect("stdout is piped"));
+        let (send, lines) = channel();
+        thread::spawn(move || {
+            for line in stdout.lines().map_while(Result::ok) {
+                if send.send(line).is_err() {
+                    break;
+                }
+            }
+        });
+        Self {
+            child,
+            lines,
+            truth: Value::Null,
+        }
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> i32 {
+        self.child.id() as i32
+    }
+
+    /// The next line it prints.
+    ///
+    /// # Panics
+    ///
+    /// None comes within half a minute.
+    pub fn line(&mut self) -> String {
+        self.next_line(Duration::from_secs(30))
+            .expect("the service printed nothing for 30 s, or has ended")
+    }
+
+    /// Sends it a line.
+    ///
+    /// # Panics
+    ///
+    /// It does not read any more.
+    pub fn say(&mut self, line: &str) {
+        let stdin = self.child.stdin.as_mut().expect("stdin is piped");
+        writeln!(stdin, "{line}").expect("the service reads its stdin");
+    }
+
+    /// The newest truth it has printed, a field of it as a number.
+    ///
+    /// # Panics
+    ///
+    /// The field is not there.
+    pub fn truth(&mut self, field: &str) -> f64 {
+        while let Some(line) = self.next_line(Duration::ZERO) {
+            self.learn(&line);
+        }
+        while self.truth.is_null() {
+            let line = self.line();
+            self.learn(&line);
+        }
+        self.truth[field]
+            .as_f64()
+            .unwrap_or_else(|| panic!("no `{field}` in {}", self.truth))
+    }
+
+    /// Waits until `field` of its truth is at least `value`.
+    ///
+    /// # Panics
+    ///
+    /// That takes more than two minutes.
+    pub fn wait_for(&mut self, field: &str, value: f64) {
+        let end = Instant::now() + Duration::from_secs(120);
+        while self.truth(field) < value {
+            assert!(Instant::now() < end, "`{field}` never reached {value}");
+            let line = self.line();
+            self.learn(&line);
+        }
+    }
+
+    /// Whether it still runs.
+    ///
+    /// # Panics
+    ///
+    /// It cannot be asked.
+    pub fn is_running(&mut self) -> bool {
+        self.child.try_wait().expect("our own child").is_none()
+    }
+
+    /// Ends it and waits until it is gone.
+    ///
+    /// # Panics
+    ///
+    /// It cannot be waited for.
+    pub fn end(&mut self) {
+        let _ = self.child.kill();
+        self.child.wait().expect("our own child");
+    }
+
+    fn learn(&mut self, line: &str) {
+        if let Ok(value) = serde_json::from_str::<Value>(line)
+            && value.is_object()
+        {
+            self.truth = value;
+        }
+    }
+
+    fn next_line(&self, timeout: Duration) -> Option<String> {
+        match self.lines.recv_timeout(timeout) {
+            Ok(line) => Some(line),
+            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => None,
+        }
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

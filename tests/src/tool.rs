@@ -1,0 +1,144 @@
+//! The `leaktrace` command, as a user runs it.
+
+use std::{
+    ffi::OsStr,
+    io::{BufRead as _, BufReader, Read as _},
+    path::{Path, PathBuf},
+    process::{Child, ChildStderr, Command, Output, Stdio},
+};
+
+use nix::{sys::signal::Signal, unistd::Pid};
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// A running `leaktrace record`.
+pub struct Leaktrace {
+    child: Child,
+    stderr: BufReader<ChildStderr>,
+    file: PathBuf,
+    folder: TempDir,
+}
+
+/// A `leaktrace record` that has ended.
+pub struct Finished {
+    /// The capture file.
+    pub file: PathBuf,
+    /// Exit code; `None` if a signal ended it.
+    pub code: Option<i32>,
+    /// The rest of what it said.
+    pub stderr: String,
+    /// Holds the file.
+    pub folder: TempDir,
+}
+
+impl Leaktrace {
+    /// Starts to record process `pid` and waits until the probes are live.
+    ///
+    /// # Panics
+    ///
+    /// It does not attach.
+    pub fn record<A: AsRef<OsStr>>(pid: i32, args: impl IntoIterator<Item = A>) -> Self {
+        let folder = TempDir::new().expect("a temporary folder");
+        let file = folder.path().join("capture.leaktrace");
+        let mut child = Command::new(super::leaktrace_binary())
+            .args(["record", "-p", &pid.to_string(), "-o"])
+            .arg(&file)
+            .args(args)
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("leaktrace starts");
+        let mut stderr = BufReader::new(child.stderr.take().expect("stderr is piped"));
+        let mut said = String::new();
+        while !said.contains("attached to") {
+            let read = stderr.read_line(&mut said).expect("stderr is text");
+            assert!(read > 0, "leaktrace did not attach: {said}");
+        }
+        Self {
+            child,
+            stderr,
+            file,
+            folder,
+        }
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> i32 {
+        self.child.id() as i32
+    }
+
+    /// Where it writes.
+    pub fn file(&self) -> &Path {
+        &self.file
+    }
+
+    /// Sends it a signal.
+    ///
+    /// # Panics
+    ///
+    /// It is gone.
+    pub fn signal(&self, signal: Signal) {
+        nix::sys::signal::kill(Pid::from_raw(self.pid()), signal).expect("leaktrace runs");
+    }
+
+    /// Waits until it ends.
+    ///
+    /// # Panics
+    ///
+    /// It cannot be waited for.
+    pub fn wait(mut self) -> Finished {
+        let mut stderr = String::new();
+        self.stderr
+            .read_to_string(&mut stderr)
+            .expect("stderr is text");
+        let status = self.child.wait().expect("our own child");
+        Finished {
+            file: self.file,
+            code: status.code(),
+            stderr,
+            folder: self.folder,
+        }
+    }
+}
+
+impl Finished {
+    /// The report on the capture, as JSON.
+    pub fn report(&self) -> Value {
+        report(&self.file)
+    }
+}
+
+/// Runs `leaktrace` to its end.
+///
+/// # Panics
+///
+/// It cannot be started.
+pub fn run<A: AsRef<OsStr>>(args: impl IntoIterator<Item = A>) -> Output {
+    Command::new(super::leaktrace_binary())
+        .args(args)
+        .stdin(Stdio::null())
+        .output()
+        .expect("leaktrace starts")
+}
+
+/// The report on a capture file, as JSON.
+///
+/// # Panics
+///
+/// The file cannot be reported on.
+pub fn report(file: &Path) -> Value {
+    let output = run([
+        OsStr::new("report"),
+        file.as_os_str(),
+        OsStr::new("--format"),
+        OsStr::new("json"),
+        OsStr::new("-n"),
+        OsStr::new("1000"),
+    ]);
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    serde_json::from_slice(&output.stdout).expect("the report is JSON")
+}

@@ -1,0 +1,60 @@
+//! mmap, munmap, mremap and brk are counted to the byte.
+
+use std::collections::BTreeMap;
+
+use leaktrace_tests::{Leaktrace, Service, assert_nothing_left};
+use serde_json::Value;
+
+/// Live bytes by function and kind.
+type Bytes = BTreeMap<(String, String), u64>;
+
+#[test]
+fn every_site_is_exact() {
+    let mut service = Service::start("vm", [""; 0]);
+    assert!(service.line().starts_with("ready "));
+    let run = Leaktrace::record(service.pid(), [""; 0]);
+    service.say("go");
+    let truth: Value = serde_json::from_str(&service.line()).expect("the truth is JSON");
+    run.signal(nix::sys::signal::Signal::SIGINT);
+    let report = run.wait().report();
+
+    let mut expected = Bytes::new();
+    for site in truth["sites"].as_array().unwrap() {
+        add(&mut expected, &site["function"], site);
+    }
+    let mut seen = Bytes::new();
+    for site in report["sites"].as_array().unwrap() {
+        let function = site["stack"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|frame| &frame["function"])
+            .find(|function| {
+                expected
+                    .keys()
+                    .any(|(name, _)| function.as_str() == Some(name))
+            });
+        match function {
+            Some(function) => add(&mut seen, function, site),
+            None => assert_eq!(site["live_bytes"], 0, "of no case: {site:#}"),
+        }
+    }
+    expected.retain(|_, bytes| *bytes > 0);
+    seen.retain(|_, bytes| *bytes > 0);
+    assert_eq!(seen, expected);
+    assert_eq!(
+        report["losses"].as_object().map(|losses| losses.len()),
+        Some(0),
+        "{:#}",
+        report["losses"]
+    );
+    assert_nothing_left();
+}
+
+fn add(bytes: &mut Bytes, function: &Value, site: &Value) {
+    let key = (
+        function.as_str().unwrap().to_owned(),
+        site["kind"].as_str().unwrap().to_owned(),
+    );
+    *bytes.entry(key).or_default() += site["live_bytes"].as_u64().unwrap();
+}
