@@ -36,27 +36,17 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
+use flags::{
+    DEFAULT_HUGE_PAGE, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_HUGE_MASK, MAP_HUGE_SHIFT, MAP_HUGETLB,
+    MREMAP_DONTUNMAP, MREMAP_FIXED,
+};
 use leaktrace_common::{
     EVENT_BRK, EVENT_MMAP, EVENT_MREMAP, EVENT_MUNMAP, KIND_BRK, KIND_MMAP, Ktime, StackId, VmEvent,
 };
 
+mod flags;
 #[cfg(test)]
 mod tests;
-
-/// `MAP_FIXED`, include/uapi/asm-generic/mman-common.h.
-const MAP_FIXED: u32 = 0x10;
-/// `MAP_HUGETLB`: the length is rounded up to huge pages (mm/mmap.c, `ksys_mmap_pgoff`).
-const MAP_HUGETLB: u32 = 0x4_0000;
-/// `MAP_FIXED_NOREPLACE` wins over `MAP_FIXED`: it fails where something is mapped.
-const MAP_FIXED_NOREPLACE: u32 = 0x10_0000;
-/// Where the flags of `MAP_HUGETLB` hold the huge page size, as a power of two; 0 is the default.
-const MAP_HUGE_SHIFT: u32 = 26;
-const MAP_HUGE_MASK: u32 = 0x3f;
-/// x86-64's and arm64's (4 KiB pages) default huge page.
-const DEFAULT_HUGE_PAGE: u64 = 2 << 20;
-/// `MREMAP_FIXED`, include/uapi/linux/mman.h.
-const MREMAP_FIXED: u32 = 2;
-const MREMAP_DONTUNMAP: u32 = 4;
 
 /// Pieces kept. The kernel's own limit on mappings (`vm.max_map_count`, 65,530) does not bound
 /// them, as it merges neighbours; beyond this, neighbours of one site and birth are merged here.

@@ -19,8 +19,10 @@ use std::collections::{BTreeMap, HashMap};
 use std::hash::Hash;
 
 use crate::capture::Capture;
-use crate::capture::schema::{Kind, SiteDelta};
+use crate::capture::schema::Kind;
+use builder::Builder;
 
+mod builder;
 mod estimate;
 #[cfg(test)]
 mod tests;
@@ -480,96 +482,5 @@ impl Part {
             objects: count.objects.min(limit.objects),
             bytes: count.bytes.min(limit.bytes),
         }
-    }
-}
-
-/// Gathers parts while the intervals go by.
-#[derive(Default)]
-struct Builder {
-    parts: Vec<Part>,
-    by_site: HashMap<u32, usize>,
-    buckets_each_interval: bool,
-}
-
-impl Builder {
-    /// The part of a site; one that was not declared has no stack, and only the kernel's own kinds
-    /// can be without (site 0).
-    fn part(&mut self, site: u32, kind: Kind, object_size: u64) -> &mut Part {
-        let index = *self.by_site.entry(site).or_insert_with(|| {
-            let kind = if kind == Kind::Unspecified {
-                Kind::Mmap
-            } else {
-                kind
-            };
-            self.parts.push(Part {
-                site,
-                kind,
-                object_size,
-                history: Vec::new(),
-                has_bucket: false,
-                births: BTreeMap::new(),
-                deaths: BTreeMap::new(),
-                seen: Default::default(),
-            });
-            self.parts.len() - 1
-        });
-        &mut self.parts[index]
-    }
-
-    fn delta(&mut self, slot: usize, delta: &SiteDelta, slot_of_cohort: impl Fn(u32) -> usize) {
-        let buckets_each_interval = self.buckets_each_interval;
-        let part = self.part(delta.site, Kind::Unspecified, 0);
-        part.births
-            .entry(slot)
-            .or_default()
-            .add(delta.allocs, delta.alloc_bytes);
-        for freed in &delta.freed {
-            let born = slot_of_cohort(freed.cohort).min(slot);
-            part.deaths
-                .entry((born, slot))
-                .or_default()
-                .add(freed.objects, freed.bytes);
-        }
-        if slot > 0 {
-            part.seen.0.add(delta.allocs, delta.alloc_bytes);
-            part.seen.1.add(delta.frees, delta.free_bytes);
-        }
-        if !(buckets_each_interval && part.has_bucket) {
-            let totals = part.totals(slot);
-            totals.allocs.add(delta.allocs, delta.alloc_bytes);
-            totals.frees.add(delta.frees, delta.free_bytes);
-        }
-    }
-
-    fn bucket(&mut self, slot: usize, site: u32, allocs: u64, frees: u64, proven: u64) {
-        let part = self.part(site, Kind::GoHeap, 0);
-        let bytes = |objects: u64| objects.saturating_mul(part.object_size);
-        let allocs = Count {
-            objects: allocs,
-            bytes: bytes(allocs),
-        };
-        let frees = Count {
-            objects: frees,
-            bytes: bytes(frees),
-        };
-        part.has_bucket = true;
-        *part.totals(slot) = Totals {
-            slot,
-            allocs,
-            frees,
-            proven,
-        };
-    }
-}
-
-impl Part {
-    /// The totals of a slot, carried over from the one before.
-    fn totals(&mut self, slot: usize) -> &mut Totals {
-        let last = self.history.last().copied().unwrap_or_default();
-        if self.history.is_empty() || last.slot != slot {
-            self.history.push(Totals { slot, ..last });
-        }
-        let index = self.history.len() - 1;
-        &mut self.history[index]
     }
 }

@@ -16,6 +16,8 @@ mod test;
 mod bench;
 mod tidy;
 
+use std::process::ExitCode;
+
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
@@ -61,8 +63,18 @@ enum Chore {
     Tidy,
 }
 
-fn main() -> Result<()> {
-    match Arguments::parse().chore {
+fn main() -> ExitCode {
+    match run(&Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> Result<()> {
+    match arguments.chore {
         Chore::Setup { full: true, .. } => setup::run(setup::Scope::Full),
         Chore::Setup { test: true, .. } => setup::run(setup::Scope::Test),
         Chore::Setup { .. } => setup::run(setup::Scope::Demo),

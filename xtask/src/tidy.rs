@@ -43,6 +43,8 @@ const IMPURE: [&str; 6] = ["aya", "aya_log", "fs", "Instant", "SystemTime", "uns
 /// The longest a file may get, in lines. The kernel side is read on one screen a module.
 const MAX_LINES: usize = 500;
 const MAX_LINES_KERNEL: usize = 200;
+/// Tests are read case by case.
+const MAX_LINES_TESTS: usize = 800;
 
 /// Prints what is not in order.
 ///
@@ -95,6 +97,8 @@ fn breaches(name: &Path, text: &str) -> impl Iterator<Item = String> {
     let mut found = Vec::new();
     let limit = if name.starts_with("leaktrace-ebpf") {
         MAX_LINES_KERNEL
+    } else if is_test(name) {
+        MAX_LINES_TESTS
     } else {
         MAX_LINES
     };
@@ -110,7 +114,7 @@ fn breaches(name: &Path, text: &str) -> impl Iterator<Item = String> {
     }
 
     if let Some(module) = module(name)
-        && !name.ends_with("tests.rs")
+        && !is_test(name)
     {
         let code = code.split("#[cfg(test)]").next().unwrap_or_default();
         let words: Vec<&str> = words(code).collect();
@@ -122,6 +126,13 @@ fn breaches(name: &Path, text: &str) -> impl Iterator<Item = String> {
         }
     }
     found.into_iter()
+}
+
+/// Whether a file holds tests and what they need, and nothing else.
+fn is_test(name: &Path) -> bool {
+    let stem = name.file_stem().and_then(|stem| stem.to_str());
+    stem.is_some_and(|stem| stem == "testing" || stem.ends_with("tests"))
+        || name.components().any(|part| part.as_os_str() == "tests")
 }
 
 /// The module of `leaktrace/src` that a file belongs to.

@@ -1,5 +1,6 @@
 use super::*;
 use crate::capture::Ended;
+use crate::capture::schema::SiteDelta;
 use crate::capture::schema::{
     Close, CohortFrees, GoBucket, GoInfo, Header, Interval, Site, Target,
 };
