@@ -7,7 +7,7 @@ use super::schema::{
     EstimateReport, GoReport, Kind, LimitReport, MemoryReport, Report, SCHEMA, SiteReport, Summary,
     TargetReport, WindowReport,
 };
-use super::stack::{is_go_allocator, is_go_runtime_mapping};
+use super::stack::{go_runtime_purpose, is_go_allocator, is_go_runtime_mapping};
 use super::symbols::{FrameKey, FrameRef, SymbolTable};
 use crate::capture::schema::{self, End, Site};
 use crate::capture::{Capture, Ended};
@@ -136,7 +136,12 @@ impl<'a> Stacks<'a> {
             .count();
         // A stack of nothing else keeps its outermost frame.
         let allocator = allocator.min(frames.len().saturating_sub(1));
-        let program = frames.split_off(allocator);
+        let mut program = frames.split_off(allocator);
+        if self.owner(site.kind(), &program) == Owner::GoRuntimeHeap {
+            // What the runtime needed the memory for, not whose allocation came last.
+            let functions = program.iter().map(|&frame| self.table.function(frame));
+            program.truncate(go_runtime_purpose(functions));
+        }
         (frames, program)
     }
 
@@ -148,11 +153,11 @@ impl<'a> Stacks<'a> {
             .collect()
     }
 
-    fn owner(&self, kind: Kind, program: &[FrameRef]) -> Owner {
+    fn owner(&self, kind: schema::Kind, program: &[FrameRef]) -> Owner {
         let functions = program
             .iter()
             .filter_map(|&frame| self.table.function(frame));
-        if self.go && kind == Kind::Mmap && is_go_runtime_mapping(functions) {
+        if self.go && kind == schema::Kind::Mmap && is_go_runtime_mapping(functions) {
             Owner::GoRuntimeHeap
         } else {
             Owner::Program
@@ -173,7 +178,7 @@ fn site(
     let judgement = judge(&Facts {
         site: history,
         timeline: &heap.timeline,
-        owner: stacks.owner(kind, &program),
+        owner: stacks.owner(history.kind, &program),
         older_s: older.as_secs_f64(),
         lost_events,
     });

@@ -54,6 +54,23 @@ pub(super) fn is_go_runtime_mapping<'a>(functions: impl Iterator<Item = &'a str>
         || functions.any(|name| matches!(name, "runtime.mmap" | "runtime.sysMmap" | "x_cgo_mmap"))
 }
 
+/// How many innermost frames of a mapping of the Go runtime's own tell what it is for: up to the
+/// first function that is not a layer of the runtime's operating-system interface (runtime/mem.go,
+/// mem_linux.go), as `runtime.(*mheap).grow`.
+pub(super) fn go_runtime_purpose<'a>(functions: impl Iterator<Item = Option<&'a str>>) -> usize {
+    let is_layer = |function: &str| {
+        !function.starts_with("runtime.")
+            || function.starts_with("runtime.sys")
+            || function.starts_with("runtime.mmap")
+            || function.starts_with("runtime.persistentalloc")
+            || function.contains("asmcgocall")
+    };
+    functions
+        .take_while(|function| function.is_none_or(is_layer))
+        .count()
+        + 1
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -104,5 +121,16 @@ mod tests {
             "runtime.asmcgocall.abi0"
         ]));
         assert!(!mapping(&[]));
+
+        let stack = [
+            "runtime.sysMmap",
+            "runtime.mmap",
+            "runtime.sysMapOS",
+            "runtime.sysMap",
+            "runtime.(*mheap).grow",
+            "runtime.(*mheap).allocSpan",
+            "main.main",
+        ];
+        assert_eq!(go_runtime_purpose(stack.into_iter().map(Some)), 5);
     }
 }
