@@ -1,8 +1,8 @@
 //! `cargo xtask bench`: what being recorded costs a program that does nothing but allocate.
 //!
 //! One process of the churn program is measured in turn alone, under `leaktrace record`, and under a
-//! uprobe on every call of `runtime.mallocgc`, again and again: what else the machine does falls on all
-//! three alike. The figures are ratios within one turn.
+//! uprobe on every allocation, again and again: what else the machine does falls on all three alike. The
+//! figures are ratios within one turn, leaktrace's against the mean of what is before and after it.
 
 use std::{
     fs,
@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use object::{Object as _, ObjectSegment as _, ObjectSymbol as _};
 
 use crate::{
@@ -30,63 +30,74 @@ const SETTLE: Duration = Duration::from_secs(1);
 /// How long leaktrace may take to attach, and to write its file when it has done.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// What a per-allocation tracer has to probe.
+/// What a per-allocation tracer has to probe. From Go 1.27 on compiled code calls variants made for one
+/// size class, `mallocgcSmallScanNoHeaderSC4` and the like, which do not come by here.
 const ALLOCATOR: &str = "runtime.mallocgc";
 
-/// Measures `pairs` times, `seconds` each, and prints the table.
+/// Measures `pairs` times, `seconds` each, and prints the table. `workers` goroutines allocate; one a
+/// processor if that is not said, which leaves leaktrace no processor of its own.
 ///
 /// # Errors
 ///
 /// When setting up or building fails, a tracer cannot attach, or the program ends.
-pub(crate) fn run(pairs: u32, seconds: u64) -> Result<()> {
+pub(crate) fn run(pairs: u32, seconds: u64, workers: Option<u32>) -> Result<()> {
     setup::run(Scope::Demo)?;
     targets::build_leaktrace()?;
     targets::build(Scope::Demo)?;
 
     let window = Duration::from_secs(seconds);
     let program = workspace::targets().join(format!("churn-{}", go::NEWEST.number));
-    let service = Service::start(&program, &["-interval", "250ms"])?;
+    let probes = allocators(&program)?;
+    let workers = workers.map(|workers| workers.to_string());
+    let mut arguments = vec!["-interval", "250ms"];
+    arguments.extend(
+        workers
+            .iter()
+            .flat_map(|workers| ["-workers", workers.as_str()]),
+    );
+    let service = Service::start(&program, &arguments)?;
     thread::sleep(SETTLE);
 
     println!(
-        "{:>4} {:>14} {:>14} {:>14} {:>9} {:>9}",
-        "", "alone", "leaktrace", "per call", "", ""
-    );
-    println!(
-        "{:>4} {:>14} {:>14} {:>14} {:>9} {:>9}",
-        "turn", "objects/s", "objects/s", "objects/s", "leaktrace", "per call"
+        "turn   objects/s, M: alone  leaktrace   alone  per call      ratio: leaktrace  per call"
     );
     let (mut recorded, mut probed) = (Vec::new(), Vec::new());
     for turn in 1..=pairs {
-        let alone = throughput(&service, window)?;
+        let before = throughput(&service, window)?;
         let under_record = under_leaktrace(&service, window)?;
         thread::sleep(SETTLE);
-        let under_probe = under_uprobe(&service, &program, window)?;
+        let after = throughput(&service, window)?;
+        let under_probe = under_uprobes(&service, &program, &probes, window)?;
         thread::sleep(SETTLE);
-        recorded.push(under_record / alone);
-        probed.push(under_probe / alone);
+        let record = under_record / f64::midpoint(before, after);
+        let probe = under_probe / after;
         println!(
-            "{turn:>4} {alone:>14.0} {under_record:>14.0} {under_probe:>14.0} {:>9.3} {:>9.4}",
-            under_record / alone,
-            under_probe / alone
+            "{turn:>4} {:>20.2} {:>10.2} {:>7.2} {:>9.2} {record:>21.3} {probe:>9.4}",
+            before / 1e6,
+            under_record / 1e6,
+            after / 1e6,
+            under_probe / 1e6,
         );
+        recorded.push(record);
+        probed.push(probe);
     }
     println!(
         "\nthroughput against the same program alone, median (lowest to highest) of {pairs} turns:"
     );
     println!(
-        "  leaktrace record                     {}",
+        "  leaktrace record                {}",
         spread(&mut recorded, 3)
     );
     println!(
-        "  a uprobe on every {ALLOCATOR}   {}",
+        "  a uprobe on every allocation    {}",
         spread(&mut probed, 4)
     );
     println!(
-        "These are ratios on a machine that does other things too: trust the median, not one turn."
+        "The latter stands on `{ALLOCATOR}` and its {} variants for one size class.",
+        probes.len() - 1
     );
     println!(
-        "From Go 1.27 on most allocations do not go through {ALLOCATOR}: its uprobe sees only some."
+        "These are ratios on a machine that does other things too: trust the median, not one turn."
     );
     Ok(())
 }
@@ -140,17 +151,33 @@ fn under_leaktrace(service: &Service, window: Duration) -> Result<f64> {
     Ok(rate)
 }
 
-/// Throughput while every call of the allocator's entry traps.
-fn under_uprobe(service: &Service, program: &Path, window: Duration) -> Result<f64> {
-    let offset = file_offset(program, ALLOCATOR)?;
-    // A mount namespace of its own, so that a machine without tracefs mounted stays that way. The probe
-    // goes when stdin closes, also when this process dies.
+/// Throughput while every allocation traps.
+fn under_uprobes(
+    service: &Service,
+    program: &Path,
+    probes: &[u64],
+    window: Duration,
+) -> Result<f64> {
+    let define = |offset: &u64| {
+        format!(
+            "echo 'p:leaktrace_bench/at_{offset:x} {}:{offset:#x}' >> uprobe_events",
+            program.display()
+        )
+    };
+    let remove = |offset: &u64| format!("echo -:leaktrace_bench/at_{offset:x} >> uprobe_events");
+    // A mount namespace of its own, so that a machine without tracefs mounted stays that way. The probes
+    // go when stdin closes, also when this process dies.
     let script = format!(
-        "set -e; cd /sys/kernel/tracing; [ -e uprobe_events ] || mount -t tracefs tracefs .; cd /sys/kernel/tracing; \
-         trap 'echo 0 > events/leaktrace_bench/enable; echo -:leaktrace_bench/allocator >> uprobe_events' EXIT; \
-         echo 'p:leaktrace_bench/allocator {}:{offset:#x}' >> uprobe_events; \
-         echo 1 > events/leaktrace_bench/allocator/enable; echo attached; cat > /dev/null",
-        program.display()
+        "set -e
+         [ -e /sys/kernel/tracing/uprobe_events ] || mount -t tracefs tracefs /sys/kernel/tracing
+         cd /sys/kernel/tracing
+         trap 'echo 0 > events/leaktrace_bench/enable; {}' EXIT
+         {}
+         echo 1 > events/leaktrace_bench/enable
+         echo attached
+         cat > /dev/null",
+        probes.iter().map(remove).collect::<Vec<_>>().join("; "),
+        probes.iter().map(define).collect::<Vec<_>>().join("\n"),
     );
     let mut command = as_root("unshare");
     command
@@ -166,34 +193,53 @@ fn under_uprobe(service: &Service, program: &Path, window: Duration) -> Result<f
         thread::sleep(SETTLE);
         throughput(service, window)
     } else {
-        Err(anyhow::anyhow!("failed to put a uprobe on `{ALLOCATOR}`"))
+        Err(anyhow!("failed to put uprobes on `{ALLOCATOR}`"))
     };
     drop(child.stdin.take());
     let status = child.wait().context("failed to wait for `unshare`")?;
     ensure!(
         status.success() || rate.is_err(),
-        "failed to take the uprobe off `{ALLOCATOR}`"
+        "failed to take the uprobes off `{ALLOCATOR}`"
     );
     rate
 }
 
-/// Where a function's first instruction is in its file.
-fn file_offset(program: &Path, function: &str) -> Result<u64> {
+/// Where in its file the first instructions of the allocator and of its variants are, each once.
+fn allocators(program: &Path) -> Result<Vec<u64>> {
     let bytes =
         fs::read(program).with_context(|| format!("failed to read `{}`", program.display()))?;
     let file = object::File::parse(&*bytes)
         .with_context(|| format!("failed to read `{}` as ELF", program.display()))?;
-    let address = file
-        .symbol_by_name(function)
-        .with_context(|| format!("`{}` has no `{function}`", program.display()))?
-        .address();
-    file.segments()
-        .find_map(|segment| {
+    let mut offsets = Vec::new();
+    for symbol in file
+        .symbols()
+        .filter(|symbol| symbol.name().is_ok_and(is_allocator))
+    {
+        let address = symbol.address();
+        let offset = file.segments().find_map(|segment| {
             let within = address.checked_sub(segment.address())?;
             let (offset, size) = segment.file_range();
             (within < size).then(|| offset + within)
-        })
-        .with_context(|| format!("`{function}` is in no segment of `{}`", program.display()))
+        });
+        offsets.push(offset.with_context(|| format!("{address:#x} is in no segment"))?);
+    }
+    offsets.sort_unstable();
+    offsets.dedup();
+    ensure!(
+        !offsets.is_empty(),
+        "`{}` has no `{ALLOCATOR}`",
+        program.display()
+    );
+    Ok(offsets)
+}
+
+/// The allocator itself, or a variant that compiled code calls in its place: `…SC` and a number.
+fn is_allocator(name: &str) -> bool {
+    let Some(variant) = name.strip_prefix(ALLOCATOR) else {
+        return false;
+    };
+    let class = variant.trim_end_matches(|last: char| last.is_ascii_digit());
+    variant.is_empty() || class.ends_with("SC") && class != variant
 }
 
 /// A leaktrace that records.
@@ -280,7 +326,7 @@ fn spread(ratios: &mut [f64], digits: usize) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{rate, spread};
+    use super::{is_allocator, rate, spread};
 
     #[test]
     fn spread_is_median_and_range() {
@@ -296,5 +342,16 @@ mod tests {
             Some(42_760_132.0)
         );
         assert_eq!(rate(r#"{"ready":true,"pid":7444}"#), None);
+    }
+
+    #[test]
+    fn variants_are_told_from_what_the_allocator_calls() {
+        assert!(is_allocator("runtime.mallocgc"));
+        assert!(is_allocator("runtime.mallocgcSmallScanNoHeaderSC4"));
+        assert!(!is_allocator("runtime.mallocgcSmallScanNoHeader"));
+        assert!(!is_allocator(
+            "runtime.mallocgcSmallScanNoHeaderSC4SlowPath"
+        ));
+        assert!(!is_allocator("main.mallocgc"));
     }
 }

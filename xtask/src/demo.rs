@@ -62,7 +62,7 @@ pub(crate) fn run() -> Result<()> {
         run::run(as_root("chmod").arg("a+r").arg(&file))?;
     }
     let mut report = Command::new(workspace::leaktrace());
-    report.arg("report").arg(&file);
+    report.args(["report", "-n", "5"]).arg(&file);
     eprintln!("demo: {}\n", line(&report));
     run::run(&mut report)
 }

@@ -58,6 +58,9 @@ enum Chore {
         /// How long each measurement takes, in seconds.
         #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u64).range(1..))]
         seconds: u64,
+        /// How many goroutines allocate; one a processor if not given.
+        #[arg(long)]
+        workers: Option<u32>,
     },
     /// Hold the architecture's invariants by reading the sources.
     Tidy,
@@ -90,7 +93,11 @@ fn run(arguments: &Arguments) -> Result<()> {
         }
         Chore::Demo => demo::run(),
         Chore::Test => test::run(),
-        Chore::Bench { pairs, seconds } => bench::run(pairs, seconds),
+        Chore::Bench {
+            pairs,
+            seconds,
+            workers,
+        } => bench::run(pairs, seconds, workers),
         Chore::Tidy => tidy::run(),
     }
 }
