@@ -96,6 +96,18 @@ pub struct StackRecord {
     pub frames: [u64; MAX_FRAMES],
 }
 
+/// How to leave a frame of code that keeps no frame pointer, at one instruction. The return
+/// address is in the eight bytes below the canonical frame address (CFA), the caller's stack
+/// pointer.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct FrameRule {
+    /// CFA minus the stack pointer.
+    pub cfa: i32,
+    /// Where the caller's frame pointer is saved, from the CFA; zero: it is still in its register.
+    pub saved_bp: i32,
+}
+
 /// A change of the target's address space, in the order in which system calls returned.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -168,11 +180,12 @@ const _: () = assert!(
     size_of::<StackRecord>() == 8 + 8 * MAX_FRAMES,
     "StackRecord has padding"
 );
+const _: () = assert!(size_of::<FrameRule>() == 8, "FrameRule has padding");
 const _: () = assert!(size_of::<VmEvent>() == 64, "VmEvent has padding");
 
 #[cfg(feature = "user")]
 mod user {
-    use super::{LiveObject, SiteCounters, SiteKey, StackRecord, VmEvent};
+    use super::{FrameRule, LiveObject, SiteCounters, SiteKey, StackRecord, VmEvent};
 
     // SAFETY: repr(C), integers only, no padding (asserted above): any bytes are a valid value.
     unsafe impl aya::Pod for SiteKey {}
@@ -182,6 +195,8 @@ mod user {
     unsafe impl aya::Pod for LiveObject {}
     // SAFETY: as above.
     unsafe impl aya::Pod for StackRecord {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for FrameRule {}
     // SAFETY: as above.
     unsafe impl aya::Pod for VmEvent {}
 }

@@ -4,11 +4,16 @@ use aya_ebpf::{
     macros::map,
     maps::{Array, HashMap, PerCpuArray, PerCpuHashMap, RingBuf},
 };
-use leaktrace_common::{LiveObject, SiteCounters, SiteKey, StackId, StackRecord, loss};
+use leaktrace_common::{FrameRule, LiveObject, SiteCounters, SiteKey, StackId, StackRecord, loss};
 
 /// Every distinct stack, by the hash of its frames.
 #[map]
 pub static STACKS: HashMap<StackId, StackRecord> = HashMap::with_max_entries(1, 0);
+
+/// How to leave the frames of a system call's wrapper and of its callers, by code address. User
+/// space computes them from the call frame information of the mapped files.
+#[map]
+pub static FRAME_RULES: HashMap<u64, FrameRule> = HashMap::with_max_entries(1, 0);
 
 /// Objects born since the attach and not freed yet, by address.
 #[map]

@@ -1,10 +1,10 @@
-//! Walks the target's stack by frame pointers.
+//! Walks the target's stack: by frame rules where there are any, then by frame pointers.
 //!
 //! Our own walk, not `bpf_get_stack`: that one starts at the frame pointer and so loses the caller
 //! of a function that has not set up a frame, and it does not say why it ended. The innermost
-//! function of a system call is such a leaf (libc's `mmap`, Go's `Syscall6`): its return address
-//! is at the top of the stack. A word there counts as one only if a `call` stands before the place
-//! it points to.
+//! functions of a system call are such (libc's `mmap`, `mremap`, `sbrk`): user space tells how to
+//! leave them (`FRAME_RULES`). Where it could not (Go's `Syscall6`, JIT code), the word at the top
+//! of the stack is taken for the return address if a `call` stands before the place it points to.
 
 use aya_ebpf::{
     bindings::pt_regs,
@@ -19,7 +19,7 @@ use leaktrace_common::{
 
 use crate::{
     loss::{self, Loss},
-    maps::{SCRATCH, STACKS},
+    maps::{FRAME_RULES, SCRATCH, STACKS},
 };
 
 /// The stack of the current system call: its id, or zero if it could not be kept (counted).
@@ -62,20 +62,43 @@ fn capture(ip: u64, sp: u64, bp: u64) -> StackId {
     id
 }
 
+/// Deepest run of frames left by rules: brk, sbrk, sysmalloc, _int_malloc, malloc and some.
+const MAX_RULED: usize = 12;
+
 #[inline(always)]
 fn walk(record: &mut StackRecord, ip: u64, sp: u64, bp: u64) -> StackId {
     let mut hash = mix(0, ip);
     let mut len = 1;
     let mut flags = STACK_TRUNCATED;
-    let mut bp = bp;
+    let (mut ip, mut sp, mut bp) = (ip, sp, bp);
     record.frames[0] = ip;
-    let leaf = read(sp as *const u64).unwrap_or(0);
-    let (_, first) = read(bp as *const (u64, u64)).unwrap_or((0, 0));
-    if leaf != first && follows_call(leaf) {
-        record.frames[1] = leaf;
-        hash = mix(hash, leaf);
-        len = 2;
-        flags |= STACK_LEAF_CALLER;
+    for _ in 0..MAX_RULED {
+        // SAFETY: user space fills the map before the attach; nobody writes it afterwards.
+        let Some(rule) = (unsafe { FRAME_RULES.get(ip) }) else {
+            break;
+        };
+        let cfa = sp.wrapping_add_signed(i64::from(rule.cfa));
+        let Some(ret) = read(cfa.wrapping_sub(8) as *const u64) else {
+            break;
+        };
+        if rule.saved_bp != 0 {
+            let saved = cfa.wrapping_add_signed(i64::from(rule.saved_bp));
+            bp = read(saved as *const u64).unwrap_or(0);
+        }
+        (ip, sp) = (ret, cfa);
+        record.frames[len & (MAX_FRAMES - 1)] = ret;
+        hash = mix(hash, ret);
+        len += 1;
+    }
+    if len == 1 {
+        let leaf = read(sp as *const u64).unwrap_or(0);
+        let (_, first) = read(bp as *const (u64, u64)).unwrap_or((0, 0));
+        if leaf != first && follows_call(leaf) {
+            record.frames[1] = leaf;
+            hash = mix(hash, leaf);
+            len = 2;
+            flags |= STACK_LEAF_CALLER;
+        }
     }
     for _ in 0..MAX_FRAMES {
         if len >= MAX_FRAMES {

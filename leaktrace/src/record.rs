@@ -2,7 +2,7 @@
 //! out.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     fs::File,
     io,
     path::{Path, PathBuf},
@@ -10,6 +10,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use leaktrace_common::FrameRule;
 use tokio::{
     io::{Interest, unix::AsyncFd},
     signal::unix::{SignalKind, signal},
@@ -23,11 +24,12 @@ use crate::{
     go::GoVariable,
     inventory::Buckets,
     loader::{Loaded, MapSizes, check_host, ensure_tracefs},
-    plan::{Facts, Families, GoFacts, Plan},
+    plan::{Facts, Families, GoFacts, Plan, frame_rules},
     symbolize::{self, PcKind},
     target::{
         AddressMap, GoTarget, Target,
         maps::{self, Modules},
+        open_image,
     },
 };
 
@@ -183,6 +185,11 @@ fn attach<'a>(
     loaded: &mut Loaded,
     writer: &mut CaptureWriter<File>,
 ) -> Result<Session<'a>> {
+    let mut modules = Modules::default();
+    if options.families.vm {
+        let rules = frame_rules(&target.address_map()?, &mut modules);
+        loaded.set_frame_rules(rules)?;
+    }
     let kernel = Kernel::take(loaded, options.sizes)?;
     loaded.attach(plan, target)?;
     let start = Instant::now();
@@ -200,7 +207,7 @@ fn attach<'a>(
     let mut session = Session {
         target,
         drain: Drain::new(kernel, address_space(target, &map), sampler),
-        modules: Modules::default(),
+        modules,
         schema_modules: Vec::new(),
         mappings: Vec::new(),
         addresses: HashSet::new(),
@@ -257,9 +264,10 @@ impl Session<'_> {
             {
                 continue;
             }
-            let (index, new) = self.modules.intern(&map, mapping);
+            let index = self.modules.intern(&map, mapping);
             let id = index as u32 + 1;
-            if new && let Some(module) = self.modules.get(index) {
+            let is_new = self.schema_modules.iter().all(|module| module.id != id);
+            if is_new && let Some(module) = self.modules.get(index) {
                 let module = schema::Module {
                     id,
                     path: module.path.clone(),
@@ -315,6 +323,28 @@ impl Session<'_> {
             .context("failed to close the capture")?;
         file.sync_all().context("failed to close the capture")
     }
+}
+
+/// How to leave the frames of system calls and their callers, in every mapped file that says so.
+/// A file that does not (Go, or built without) is walked by frame pointers alone, and each stack
+/// that breaks there says so.
+fn frame_rules(map: &AddressMap, modules: &mut Modules) -> Vec<(u64, FrameRule)> {
+    let mut of_module = HashMap::new();
+    let mut rules = Vec::new();
+    for mapping in map.executable() {
+        let index = modules.intern(map, mapping);
+        let of_module = of_module.entry(index).or_insert_with(|| {
+            let path = modules.get(index)?.open_path()?;
+            frame_rules::frame_rules(&open_image(&path).ok()?).ok()
+        });
+        let (start, end) = mapping.address;
+        let range = mapping.offset..mapping.offset + (end - start);
+        let found = of_module
+            .iter()
+            .flat_map(|of_module| of_module.range(range.clone()));
+        rules.extend(found.map(|(offset, rule)| (start + (offset - mapping.offset), *rule)));
+    }
+    rules
 }
 
 fn header(

@@ -12,9 +12,10 @@ use std::{fs, num::NonZeroU32, path::Path};
 
 use aya::{
     Btf, Ebpf, EbpfLoader, VerifierLogLevel,
+    maps::{HashMap, MapError},
     programs::{ProgramError, TracePoint, UProbe, uprobe::UProbeScope},
 };
-use leaktrace_common::VmEvent;
+use leaktrace_common::{FrameRule, VmEvent};
 
 use crate::{
     go::layout::Special,
@@ -41,6 +42,8 @@ pub struct MapSizes {
     pub ring_bytes: u32,
     /// Threads of the target in a traced system call at one time.
     pub calls_in_flight: u32,
+    /// Code addresses with a rule for leaving their frame.
+    pub frame_rules: u32,
 }
 
 impl Default for MapSizes {
@@ -51,6 +54,7 @@ impl Default for MapSizes {
             sites: 1 << 13,
             ring_bytes: 1 << 22,
             calls_in_flight: 1 << 12,
+            frame_rules: 1 << 14,
         }
     }
 }
@@ -196,6 +200,7 @@ impl Loaded {
             .map_max_entries("COUNTERS", sizes.sites)
             .map_max_entries("EVENTS", sizes.ring_bytes)
             .map_max_entries("INFLIGHT", sizes.calls_in_flight)
+            .map_max_entries("FRAME_RULES", sizes.frame_rules)
             .load(OBJECT)
             .map_err(|source| LoadError::other("load the BPF object", source))?;
         Ok(Self { ebpf })
@@ -208,6 +213,38 @@ impl Loaded {
     /// The object has no log.
     pub fn kernel_log(&mut self) -> Result<KernelLog, LoadError> {
         KernelLog::take(&mut self.ebpf)
+    }
+
+    /// Tells the kernel side how to leave the frames at these addresses of the process. Call it
+    /// before the attach. Gives the number of rules that found no room.
+    ///
+    /// # Errors
+    ///
+    /// The map cannot be written.
+    pub fn set_frame_rules(
+        &mut self,
+        rules: impl IntoIterator<Item = (u64, FrameRule)>,
+    ) -> Result<u64, LoadError> {
+        const E2BIG: i32 = nix::libc::E2BIG;
+        let map = self
+            .ebpf
+            .map_mut("FRAME_RULES")
+            .ok_or_else(|| LoadError::other("find a map in the BPF object", "FRAME_RULES"))?;
+        let mut map = HashMap::<_, u64, FrameRule>::try_from(map)
+            .map_err(|error| LoadError::other("use a map", error))?;
+        let mut left_out = 0;
+        for (address, rule) in rules {
+            match map.insert(address, rule, 0) {
+                Ok(()) => {}
+                Err(MapError::SyscallError(error))
+                    if error.io_error.raw_os_error() == Some(E2BIG) =>
+                {
+                    left_out += 1;
+                }
+                Err(error) => return Err(LoadError::other("write the frame rules", error)),
+            }
+        }
+        Ok(left_out)
     }
 
     /// Attaches every probe of the plan, in its order.

@@ -4,6 +4,7 @@
 //! could expect and will not get is a [`Limit`] with its reason.
 
 pub mod placement;
+pub mod frame_rules;
 mod go;
 
 use crate::go::{GoBinary, layout::Layout};

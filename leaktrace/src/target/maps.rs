@@ -80,13 +80,7 @@ impl AddressMap {
     /// Opens the file behind an executable mapping: the target's own inode, not whatever the
     /// host has under that name.
     pub fn open_module(&self, mapping: &MemoryMap) -> Module {
-        let path = match &mapping.pathname {
-            MMapPath::Path(path) => path.to_string_lossy().into_owned(),
-            MMapPath::Vdso => "[vdso]".to_owned(),
-            MMapPath::Vsyscall => "[vsyscall]".to_owned(),
-            MMapPath::Anonymous => "[anon]".to_owned(),
-            other => format!("{other:?}"),
-        };
+        let path = module_path(mapping);
         let (start, end) = mapping.address;
         let by_mapping = PathBuf::from(format!("/proc/{}/map_files/{start:x}-{end:x}", self.pid));
         let by_root = PathBuf::from(format!("/proc/{}/root{path}", self.pid));
@@ -111,26 +105,25 @@ impl Module {
     }
 }
 
-/// Modules of a run, each file once.
+/// Modules of a run, each once: files by their identity, other memory by its name.
 #[derive(Default)]
 pub struct Modules {
     list: Vec<Module>,
-    by_file: HashMap<FileId, usize>,
+    index: HashMap<(Option<FileId>, String), usize>,
 }
 
 impl Modules {
-    /// Index of the module behind `mapping`; the second value tells that it is new.
-    pub fn intern(&mut self, map: &AddressMap, mapping: &MemoryMap) -> (usize, bool) {
-        let id = AddressMap::file_id(mapping);
-        if let Some(known) = id.and_then(|id| self.by_file.get(&id)) {
-            return (*known, false);
-        }
-        let index = self.list.len();
-        self.list.push(map.open_module(mapping));
-        if let Some(id) = id {
-            self.by_file.insert(id, index);
-        }
-        (index, true)
+    /// Index of the module behind `mapping`.
+    pub fn intern(&mut self, map: &AddressMap, mapping: &MemoryMap) -> usize {
+        let file_id = AddressMap::file_id(mapping);
+        let name = match file_id {
+            Some(_) => String::new(),
+            None => module_path(mapping),
+        };
+        *self.index.entry((file_id, name)).or_insert_with(|| {
+            self.list.push(map.open_module(mapping));
+            self.list.len() - 1
+        })
     }
 
     /// The module with that index.
@@ -141,6 +134,16 @@ impl Modules {
     /// All modules, in the order in which they were found.
     pub fn iter(&self) -> impl Iterator<Item = &Module> {
         self.list.iter()
+    }
+}
+
+fn module_path(mapping: &MemoryMap) -> String {
+    match &mapping.pathname {
+        MMapPath::Path(path) => path.to_string_lossy().into_owned(),
+        MMapPath::Vdso => "[vdso]".to_owned(),
+        MMapPath::Vsyscall => "[vsyscall]".to_owned(),
+        MMapPath::Anonymous => "[anon]".to_owned(),
+        other => format!("{other:?}"),
     }
 }
 
