@@ -7,7 +7,7 @@ use super::schema::{
     EstimateReport, GoReport, Kind, LimitReport, MemoryReport, Report, SCHEMA, SiteReport, Summary,
     TargetReport, WindowReport,
 };
-use super::stack::{go_runtime_purpose, is_go_allocator, is_go_runtime_mapping};
+use super::stack::{go_runtime_purpose, is_go_allocator, is_go_runtime_mapping, is_thread_start};
 use super::symbols::{FrameKey, FrameRef, SymbolTable};
 use crate::capture::schema::{self, End, Site};
 use crate::capture::{Capture, Ended};
@@ -153,6 +153,12 @@ impl<'a> Stacks<'a> {
             .collect()
     }
 
+    /// Whether the outermost frame is where a thread begins: a walk that broke there lost nothing.
+    fn is_whole(&self, program: &[FrameRef]) -> bool {
+        let outermost = program.last().and_then(|&frame| self.table.function(frame));
+        outermost.is_some_and(is_thread_start)
+    }
+
     fn owner(&self, kind: schema::Kind, program: &[FrameRef]) -> Owner {
         let functions = program
             .iter()
@@ -175,10 +181,12 @@ fn site(
     let kind = Kind::from(history.kind);
     let first = history.sites.first().copied().unwrap_or_default();
     let (allocator, program) = stacks.frames(first);
+    let owner = stacks.owner(history.kind, &program);
+    let is_whole = owner == Owner::GoRuntimeHeap || stacks.is_whole(&program);
     let judgement = judge(&Facts {
         site: history,
         timeline: &heap.timeline,
-        owner: stacks.owner(history.kind, &program),
+        owner,
         older_s: older.as_secs_f64(),
         lost_events,
     });
@@ -229,7 +237,7 @@ fn site(
         stack_truncated: record.is_some_and(|site| site.truncated),
         stack_incomplete: record
             .map(|site| site.incomplete.clone())
-            .filter(|reason| !reason.is_empty()),
+            .filter(|reason| !reason.is_empty() && !is_whole),
     }
 }
 

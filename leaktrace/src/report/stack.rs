@@ -54,6 +54,24 @@ pub(super) fn is_go_runtime_mapping<'a>(functions: impl Iterator<Item = &'a str>
         || functions.any(|name| matches!(name, "runtime.mmap" | "runtime.sysMmap" | "x_cgo_mmap"))
 }
 
+/// Whether a thread, or one of Go's own stacks, begins with this function.
+pub(super) fn is_thread_start(function: &str) -> bool {
+    const PREFIXES: [&str; 11] = [
+        "_start",
+        "__libc_start_call_main",
+        "__libc_start_main",
+        "start_thread",
+        "clone3",
+        "__clone",
+        "runtime.goexit",
+        "runtime.mstart",
+        "runtime.systemstack",
+        "runtime.mcall",
+        "runtime.rt0_go",
+    ];
+    PREFIXES.iter().any(|prefix| function.starts_with(prefix))
+}
+
 /// How many innermost frames of a mapping of the Go runtime's own tell what it is for: up to the
 /// first function that is not a layer of the runtime's operating-system interface (runtime/mem.go,
 /// mem_linux.go), as `runtime.(*mheap).grow`.
@@ -121,6 +139,10 @@ mod tests {
             "runtime.asmcgocall.abi0"
         ]));
         assert!(!mapping(&[]));
+        assert!(
+            is_thread_start("__libc_start_call_main") && is_thread_start("runtime.goexit.abi0")
+        );
+        assert!(!is_thread_start("main") && !is_thread_start("start_service"));
 
         let stack = [
             "runtime.sysMmap",
