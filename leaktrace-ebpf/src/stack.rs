@@ -47,13 +47,14 @@ fn capture(ip: u64, sp: u64, bp: u64) -> StackId {
     // SAFETY: a per-CPU slot that nobody else uses while this program runs (see `SCRATCH`).
     let record = unsafe { &mut *record };
     let id = walk(record, ip, sp, bp);
+    let record: &StackRecord = record;
     if record.flags & STACK_TRUNCATED != 0 {
         loss::count(Loss::StackTruncated);
     }
     const BPF_NOEXIST: u64 = 1;
     const EEXIST: i32 = -17;
     if STACKS.get_ptr(id).is_none()
-        && let Err(code) = STACKS.insert(id, &*record, BPF_NOEXIST)
+        && let Err(code) = STACKS.insert(id, record, BPF_NOEXIST)
         && code != EEXIST
     {
         loss::count(Loss::StackMapFull);
