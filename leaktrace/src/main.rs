@@ -19,6 +19,7 @@ use leaktrace::{
     report::{self, Report, ReportOptions, text::TextOptions},
     symbolize,
     target::{Target, TargetError},
+    verdict::Verdict,
 };
 
 use crate::args::{Args, Command, Format};
@@ -90,6 +91,10 @@ fn record(args: &args::Record) -> Result<u8> {
 
 fn show(args: &args::Report) -> Result<u8> {
     let mut report = read_report(&args.file, &args.options(), &args.debug_dir)?;
+    let leaks = report
+        .sites
+        .iter()
+        .any(|site| site.verdict == Verdict::Leak);
     match args.format {
         Format::Text => print_text(&report, args.sites)?,
         Format::Json => {
@@ -97,7 +102,7 @@ fn show(args: &args::Report) -> Result<u8> {
             report::json::write(&report, io::stdout().lock())?;
         }
     }
-    Ok(if args.fail_on_leak && report.summary.leak > 0 {
+    Ok(if args.fail_on_leak && leaks {
         LEAKS_FOUND
     } else {
         DONE
@@ -107,8 +112,7 @@ fn show(args: &args::Report) -> Result<u8> {
 fn read_report(path: &Path, options: &ReportOptions, debug_dirs: &[PathBuf]) -> Result<Report> {
     let name = path.display();
     let file = File::open(path).with_context(|| format!("failed to open `{name}`"))?;
-    let capture =
-        Capture::read(BufReader::new(file)).with_context(|| format!("failed to read `{name}`"))?;
+    let capture = Capture::read(BufReader::new(file)).with_context(|| format!("`{name}`"))?;
     // A capture that was not closed has no symbols of its own.
     let offline = (capture.symbols.is_none() || !debug_dirs.is_empty())
         .then(|| symbolize::offline(&capture, debug_dirs.iter().cloned()));
