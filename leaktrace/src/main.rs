@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use clap::Parser as _;
 use leaktrace::{
-    capture::{Capture, schema},
+    capture::Capture,
     loader::LoadError,
     plan::Plan,
     record::{self, Progress},
@@ -153,8 +153,6 @@ impl Progress for Talk {
             eprintln!("leaktrace: not seen: {}: {}", limit.what, limit.reason);
         }
     }
-
-    fn interval(&mut self, _interval: &schema::Interval) {}
 
     fn symbolizing(&mut self) {
         if !self.quiet {

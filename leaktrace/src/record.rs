@@ -66,8 +66,6 @@ pub struct Recorded {
 pub trait Progress {
     /// Probes are live.
     fn attached(&mut self, target: &Target, plan: &Plan, file: &Path);
-    /// An interval was written.
-    fn interval(&mut self, interval: &schema::Interval);
     /// The window is closed, symbols are being looked up.
     fn symbolizing(&mut self);
 }
@@ -136,10 +134,7 @@ async fn run(options: &Options, progress: &mut dyn Progress) -> Result<Recorded>
             () = sleep_until(deadline.unwrap_or(start)), if deadline.is_some() => {
                 break schema::End::Duration;
             }
-            _ = ticks.tick() => {
-                let interval = session.interval(&mut writer)?;
-                progress.interval(&interval);
-            }
+            _ = ticks.tick() => session.interval(&mut writer)?,
             _ = event_ticks.tick() => {
                 session.drain.take_events();
                 if let Some(log) = &mut kernel_log {
@@ -155,8 +150,7 @@ async fn run(options: &Options, progress: &mut dyn Progress) -> Result<Recorded>
             break schema::End::TargetExit;
         }
     };
-    let last = session.interval(&mut writer)?;
-    progress.interval(&last);
+    session.interval(&mut writer)?;
     // Probes off first: the target owes us nothing while we look up symbols.
     drop(loaded);
     progress.symbolizing();
@@ -186,9 +180,16 @@ fn attach<'a>(
     writer: &mut CaptureWriter<File>,
 ) -> Result<Session<'a>> {
     let mut modules = Modules::default();
+    let mut limits = Vec::new();
     if options.families.vm {
         let rules = frame_rules(&target.address_map()?, &mut modules);
-        loaded.set_frame_rules(rules)?;
+        let left_out = loaded.set_frame_rules(rules)?;
+        if left_out > 0 {
+            limits.push(schema::Limit {
+                what: "callers of some system calls in code without frame pointers".to_owned(),
+                reason: format!("{left_out} frame rules found no room in the kernel's map"),
+            });
+        }
     }
     let kernel = Kernel::take(loaded, options.sizes)?;
     loaded.attach(plan, target)?;
@@ -211,7 +212,7 @@ fn attach<'a>(
         schema_modules: Vec::new(),
         mappings: Vec::new(),
         addresses: HashSet::new(),
-        limits: Vec::new(),
+        limits,
         start,
         intervals: 0,
         t_ns: 0,
@@ -221,7 +222,7 @@ fn attach<'a>(
 }
 
 impl Session<'_> {
-    fn interval(&mut self, writer: &mut CaptureWriter<File>) -> Result<schema::Interval> {
+    fn interval(&mut self, writer: &mut CaptureWriter<File>) -> Result<()> {
         self.t_ns = self.start.elapsed().as_nanos() as u64;
         let mut interval = self.drain.interval(self.t_ns)?;
         interval.memory = self.target.memory_use().ok().map(|memory| schema::Memory {
@@ -240,7 +241,7 @@ impl Session<'_> {
             .interval(&interval)
             .context("failed to write an interval to the capture")?;
         self.intervals += 1;
-        Ok(interval)
+        Ok(())
     }
 
     fn in_unknown_code(&self, sites: &[schema::Site]) -> bool {
