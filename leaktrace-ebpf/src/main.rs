@@ -12,9 +12,11 @@
 mod filter;
 mod maps;
 mod loss;
+mod walk;
 mod stack;
 mod live;
 mod events;
+mod call;
 mod vm;
 mod go;
 

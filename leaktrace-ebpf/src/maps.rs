@@ -33,7 +33,7 @@ pub static EVENTS: RingBuf = RingBuf::with_byte_size(4096, 0);
 
 /// System calls under way, by thread.
 #[map]
-pub static INFLIGHT: HashMap<u64, crate::vm::Call> = HashMap::with_max_entries(1, 0);
+pub static INFLIGHT: HashMap<u64, crate::call::Call> = HashMap::with_max_entries(1, 0);
 
 /// Where a stack is put together. Used by tracepoint programs only: they run with preemption
 /// off, so that nobody else writes the slot meanwhile.

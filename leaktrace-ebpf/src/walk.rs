@@ -1,0 +1,103 @@
+//! The walk itself: by frame rules where there are any, then by frame pointers.
+//!
+//! Our own walk, not `bpf_get_stack`: that one starts at the frame pointer and so loses the caller
+//! of a function that has not set up a frame, and it does not say why it ended. The innermost
+//! functions of a system call are such (libc's `mmap`, `mremap`, `sbrk`): user space tells how to
+//! leave them (`FRAME_RULES`). Where it could not (Go's `Syscall6`, JIT code), the word at the top
+//! of the stack is taken for the return address if a `call` stands before the place it points to.
+
+use aya_ebpf::helpers::bpf_probe_read_user;
+use leaktrace_common::{
+    MAX_FRAMES, STACK_BROKEN, STACK_LEAF_CALLER, STACK_TRUNCATED, STACK_UNREADABLE, StackId,
+    StackRecord,
+};
+
+use crate::maps::FRAME_RULES;
+
+/// Deepest run of frames left by rules: brk, sbrk, sysmalloc, _int_malloc, malloc and some.
+const MAX_RULED: usize = 12;
+
+/// Fills `record` from the registers of the innermost frame; gives the hash of what it found.
+#[inline(always)]
+pub fn walk(record: &mut StackRecord, ip: u64, sp: u64, bp: u64) -> StackId {
+    let mut hash = mix(0, ip);
+    let mut len = 1;
+    let mut flags = STACK_TRUNCATED;
+    let (mut ip, mut sp, mut bp) = (ip, sp, bp);
+    record.frames[0] = ip;
+    for _ in 0..MAX_RULED {
+        // SAFETY: user space fills the map before the attach; nobody writes it afterwards.
+        let Some(rule) = (unsafe { FRAME_RULES.get(ip) }) else {
+            break;
+        };
+        let cfa = sp.wrapping_add_signed(i64::from(rule.cfa));
+        let Some(ret) = read(cfa.wrapping_sub(8) as *const u64) else {
+            break;
+        };
+        if rule.saved_bp != 0 {
+            let saved = cfa.wrapping_add_signed(i64::from(rule.saved_bp));
+            bp = read(saved as *const u64).unwrap_or(0);
+        }
+        (ip, sp) = (ret, cfa);
+        record.frames[len & (MAX_FRAMES - 1)] = ret;
+        hash = mix(hash, ret);
+        len += 1;
+    }
+    if len == 1 {
+        let leaf = read(sp as *const u64).unwrap_or(0);
+        let (_, first) = read(bp as *const (u64, u64)).unwrap_or((0, 0));
+        if leaf != first && follows_call(leaf) {
+            record.frames[1] = leaf;
+            hash = mix(hash, leaf);
+            len = 2;
+            flags |= STACK_LEAF_CALLER;
+        }
+    }
+    for _ in 0..MAX_FRAMES {
+        if len >= MAX_FRAMES {
+            break;
+        }
+        let Some((next, ret)) = read(bp as *const (u64, u64)) else {
+            flags = flags & !STACK_TRUNCATED | if bp == 0 { 0 } else { STACK_UNREADABLE };
+            break;
+        };
+        if ret == 0 {
+            flags &= !STACK_TRUNCATED;
+            break;
+        }
+        record.frames[len & (MAX_FRAMES - 1)] = ret;
+        hash = mix(hash, ret);
+        len += 1;
+        if next <= bp {
+            flags = flags & !STACK_TRUNCATED | if next == 0 { 0 } else { STACK_BROKEN };
+            break;
+        }
+        bp = next;
+    }
+    record.len = len as u32;
+    record.flags = flags;
+    StackId(mix(hash, len as u64 | (flags as u64) << 32) | 1)
+}
+
+/// Whether the instruction that ends at `address` may be a `call`: `e8 rel32` or `ff /2`.
+#[inline(always)]
+fn follows_call(address: u64) -> bool {
+    let Some(b) = read(address.wrapping_sub(7) as *const [u8; 7]) else {
+        return false;
+    };
+    let indirect = |at: usize| b[at] == 0xff && b[at + 1] & 0x38 == 0x10;
+    b[2] == 0xe8 || indirect(5) || indirect(4) || indirect(1) || indirect(0)
+}
+
+#[inline(always)]
+fn read<T>(address: *const T) -> Option<T> {
+    // SAFETY: the helper copies from the target's memory and fails rather than faults.
+    unsafe { bpf_probe_read_user(address) }.ok()
+}
+
+/// One step of a 64-bit hash (multiply and fold; the constant is 2^64 / golden ratio).
+#[inline(always)]
+fn mix(hash: u64, word: u64) -> u64 {
+    let hash = (hash ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    hash ^ hash >> 29
+}
