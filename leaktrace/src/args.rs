@@ -25,6 +25,8 @@ pub(crate) enum Command {
     Record(Record),
     /// Show what a capture file says.
     Report(Report),
+    /// Look once at the goroutines of a Go process: what they wait for, where, and who made them.
+    Goroutines(Goroutines),
 }
 
 #[derive(clap::Args)]
@@ -129,6 +131,19 @@ impl Report {
             verdicts: self.verdict.iter().map(|v| (*v).into()).collect(),
         }
     }
+}
+
+#[derive(clap::Args)]
+pub(crate) struct Goroutines {
+    /// Process to look at.
+    #[arg(short, long, value_name = "PID", value_parser = clap::value_parser!(i32).range(1..))]
+    pub(crate) pid: i32,
+    /// Form of the result.
+    #[arg(long, value_enum, default_value = "text")]
+    pub(crate) format: Format,
+    /// How many groups to show.
+    #[arg(short = 'n', long = "groups", default_value = "20", value_name = "N")]
+    pub(crate) groups: usize,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]

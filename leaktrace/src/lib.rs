@@ -17,3 +17,4 @@ pub mod verdict;
 pub mod symbolize;
 pub mod report;
 pub mod record;
+pub mod goroutines;

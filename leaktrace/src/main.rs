@@ -13,6 +13,7 @@ use anyhow::{Context as _, Result};
 use clap::Parser as _;
 use leaktrace::{
     capture::Capture,
+    goroutines,
     loader::LoadError,
     plan::Plan,
     record::{self, Progress},
@@ -36,6 +37,7 @@ fn main() -> ExitCode {
     let result = match Args::parse().command {
         Command::Record(args) => record(&args),
         Command::Report(args) => show(&args),
+        Command::Goroutines(args) => look(&args),
     };
     ExitCode::from(result.unwrap_or_else(|error| {
         if is_closed_pipe(&error) {
@@ -107,6 +109,19 @@ fn show(args: &args::Report) -> Result<u8> {
     } else {
         DONE
     })
+}
+
+fn look(args: &args::Goroutines) -> Result<u8> {
+    let mut goroutines = goroutines::look(args.pid)?;
+    let mut out = io::stdout().lock();
+    match args.format {
+        Format::Text => report::goroutines::write_text(&goroutines, args.groups, &mut out)?,
+        Format::Json => {
+            goroutines.groups.truncate(args.groups);
+            report::json::write(&goroutines, &mut out)?;
+        }
+    }
+    Ok(DONE)
 }
 
 fn read_report(path: &Path, options: &ReportOptions, debug_dirs: &[PathBuf]) -> Result<Report> {

@@ -26,11 +26,7 @@ use crate::{
     loader::{Loaded, MapSizes, check_host, ensure_tracefs},
     plan::{Facts, Families, GoFacts, Plan, frame_rules},
     symbolize::{self, PcKind},
-    target::{
-        AddressMap, GoTarget, Target,
-        maps::{self, Modules},
-        open_image,
-    },
+    target::{AddressMap, GoTarget, Target, maps::Modules, open_image},
 };
 
 /// How often the ring buffer is emptied at least.
@@ -300,9 +296,7 @@ impl Session<'_> {
     fn close(self, mut writer: CaptureWriter<File>, end: schema::End) -> Result<()> {
         let open = |wanted: &symbolize::Module| {
             self.modules
-                .iter()
-                .find(|module| module.path == wanted.path && module.build_id == wanted.build_id)
-                .and_then(maps::Module::open_path)
+                .open_path(&wanted.path, wanted.build_id.as_deref())
         };
         let addresses: Vec<_> = self.addresses.iter().copied().collect();
         let symbols =

@@ -17,6 +17,10 @@ pub struct Layout {
     pub bucket: Bucket,
     /// `runtime.special` and `runtime.specialprofile`.
     pub special: Special,
+    /// `runtime.g`.
+    pub g: G,
+    /// `runtime.sudog` and `runtime.hchan`.
+    pub channel: Channel,
     /// Leading frames of a profile bucket's stack may be the allocator's own (Go ≥ 1.26).
     pub allocator_frames: bool,
 }
@@ -63,6 +67,42 @@ pub struct Special {
     pub kind_profile: u8,
     /// Offset of `specialprofile.b`, the pointer to the bucket.
     pub bucket: u64,
+}
+
+/// `runtime.g`: a goroutine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct G {
+    /// Bytes to read for all of these.
+    pub size: u64,
+    /// `stack.lo` and, eight bytes on, `stack.hi`.
+    pub stack: u64,
+    /// `sched.sp` and, eight bytes on, `sched.pc`.
+    pub sched: u64,
+    /// `sched.bp`.
+    pub sched_bp: u64,
+    /// `atomicstatus`, four bytes.
+    pub status: u64,
+    /// `goid`.
+    pub goid: u64,
+    /// `waitsince`: nanoseconds of `CLOCK_MONOTONIC`, set by a collection that finds it waiting.
+    pub waitsince: u64,
+    /// `waitreason`, one byte.
+    pub waitreason: u64,
+    /// `gopc`: return address of the go statement.
+    pub gopc: u64,
+    /// `waiting`: the first `sudog` it waits with.
+    pub waiting: u64,
+}
+
+/// What a goroutine that is blocked on a channel leads to. In `hchan` (runtime/chan.go) `qcount`
+/// is at 0, `dataqsiz` at 8, `elemsize` (two bytes) at 24, `closed` (four bytes) at 28, in Go 1.19
+/// to 1.27.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Channel {
+    /// `sudog.c` (its low word since Go 1.26, where it is a pair).
+    pub sudog_c: u64,
+    /// `hchan.recvq.first`; `sendq.first` is 16 bytes on.
+    pub recvq: u64,
 }
 
 /// A function to probe, with the registers of its arguments (Go's ABIInternal).
@@ -131,6 +171,7 @@ pub fn layout(version: &GoVersion) -> Result<Layout, UnknownLayout> {
         27 => (16, 1024, 16, 4, 24, true),
         _ => return Err(unknown()),
     };
+    let (g, channel) = goroutine(version.minor);
     Ok(Layout {
         bucket: Bucket {
             header_size: 48,
@@ -146,8 +187,36 @@ pub fn layout(version: &GoVersion) -> Result<Layout, UnknownLayout> {
             kind_profile,
             bucket,
         },
+        g,
+        channel,
         allocator_frames,
     })
+}
+
+/// `runtime.g` and `sudog.c` of a minor release of Go 1.
+fn goroutine(minor: u32) -> (G, Channel) {
+    // Columns: sched.bp - sched, atomicstatus, gopc, waiting, sudog.c, hchan.recvq. `goid` follows the status
+    // by 8, `waitsince` by 24, `waitreason` by 32.
+    let (bp, status, gopc, waiting, sudog_c, recvq) = match minor {
+        19 => (48, 144, 296, 328, 80, 56),
+        21 | 22 => (48, 144, 280, 312, 80, 56),
+        23 | 24 => (48, 152, 288, 320, 80, 64),
+        25 => (40, 144, 280, 312, 80, 64),
+        _ => (40, 144, 288, 320, 88, 64),
+    };
+    let g = G {
+        size: waiting + 8,
+        stack: 0,
+        sched: 56,
+        sched_bp: 56 + bp,
+        status,
+        goid: status + 8,
+        waitsince: status + 24,
+        waitreason: status + 32,
+        gopc,
+        waiting,
+    };
+    (g, Channel { sudog_c, recvq })
 }
 
 #[cfg(test)]

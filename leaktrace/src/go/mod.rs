@@ -276,6 +276,12 @@ impl GoBinary {
         })
     }
 
+    /// Why a goroutine can be waiting, in the binary's own words, by `g.waitreason`. The error says
+    /// why the table could not be found.
+    pub fn wait_reasons(&self) -> Result<Vec<String>, String> {
+        variable::wait_reasons(self)
+    }
+
     /// Where a variable of the runtime is. The error is the reason why it is not known.
     pub fn variable(&self, variable: GoVariable) -> Result<Located, String> {
         variable::locate(self, variable)

@@ -17,7 +17,7 @@ pub enum GoVariable {
     MemProfileRate,
     /// `runtime.allgs`: slice of `*g` (runtime/proc.go).
     AllGs,
-    /// `runtime.waitReasonStrings`: array of strings (runtime/runtime2.go). Only by symbol.
+    /// `runtime.waitReasonStrings`: array of strings (runtime/runtime2.go).
     WaitReasonStrings,
 }
 
@@ -58,9 +58,7 @@ pub(super) fn locate(binary: &GoBinary, variable: GoVariable) -> Result<Located,
         GoVariable::MBuckets => mbuckets(binary)?,
         GoVariable::MemProfileRate => mem_profile_rate(binary)?,
         GoVariable::AllGs => allgs(binary)?,
-        GoVariable::WaitReasonStrings => {
-            return Err(format!("no symbol `{name}`: the binary is stripped"));
-        }
+        GoVariable::WaitReasonStrings => wait_reason_strings(binary)?,
     };
     Ok(Located {
         address,
@@ -104,6 +102,65 @@ fn mem_profile_rate(binary: &GoBinary) -> Result<u64, String> {
         "runtime.allocmcache",
     )?;
     Ok(address)
+}
+
+/// The array whose first string is empty and whose second is "GC assist marking", as in Go 1.19 to
+/// 1.27: the pointer to that text, with its length behind it, stands in one place.
+fn wait_reason_strings(binary: &GoBinary) -> Result<u64, String> {
+    let unknown = || "runtime.waitReasonStrings was not found by its second string".to_owned();
+    let text = binary.elf.section(".rodata").ok_or_else(unknown)?;
+    let bytes = binary.elf.section_bytes(text).ok_or_else(unknown)?;
+    let second = SECOND_WAIT_REASON.as_bytes();
+    let places = bytes
+        .windows(second.len())
+        .enumerate()
+        .filter(|(_, window)| *window == second)
+        .take(16)
+        .flat_map(|(at, _)| {
+            binary
+                .elf
+                .pointers_to(text.address.saturating_add(at as u64))
+        });
+    let mut arrays = places.filter_map(|place| {
+        let array = place.checked_sub(16)?;
+        let words = binary.elf.words(array, 4)?;
+        (words[1] == 0 && words[3] == second.len() as u64).then_some(array)
+    });
+    let array = arrays.next().ok_or_else(unknown)?;
+    match arrays.all(|other| other == array) {
+        true => Ok(array),
+        false => Err(unknown()),
+    }
+}
+
+/// `waitReasonStrings[waitReasonGCAssistMarking]` (runtime/runtime2.go, Go 1.19 to 1.27).
+const SECOND_WAIT_REASON: &str = "GC assist marking";
+
+/// The strings of `runtime.waitReasonStrings`, by wait reason: as many as make sense.
+pub(super) fn wait_reasons(binary: &GoBinary) -> Result<Vec<String>, String> {
+    const MOST: usize = 128;
+    const LONGEST: u64 = 64;
+    let array = locate(binary, GoVariable::WaitReasonStrings)?.address;
+    let read = |index: usize| {
+        let words = binary.elf.words(array.checked_add(16 * index as u64)?, 2)?;
+        let (address, len) = (words[0], words[1]);
+        if index == 0 && len == 0 {
+            return Some(String::new());
+        }
+        if len == 0 || len > LONGEST {
+            return None;
+        }
+        let text = std::str::from_utf8(binary.elf.read(address, len)?).ok()?;
+        text.chars()
+            .all(|c| c.is_ascii_graphic() || c == ' ')
+            .then(|| text.to_owned())
+    };
+    let reasons: Vec<String> = (0..MOST).map_while(read).collect();
+    if reasons.get(1).map(String::as_str) == Some(SECOND_WAIT_REASON) {
+        Ok(reasons)
+    } else {
+        Err("runtime.waitReasonStrings does not hold wait reasons".to_owned())
+    }
 }
 
 /// The slice header of which `allgadd` touches all three words; `forEachG` loads the first two.

@@ -2,5 +2,6 @@
 //! without stopping it.
 
 mod buckets;
+pub mod goroutines;
 
 pub use buckets::{Bucket, BucketCounts, Buckets, BucketsError};

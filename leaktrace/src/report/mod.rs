@@ -15,12 +15,13 @@ mod schema;
 mod symbols;
 mod stack;
 mod build;
+pub mod goroutines;
 pub mod json;
 pub mod text;
 
 pub use build::{ReportOptions, build};
 pub use schema::{
-    EstimateReport, Frame, GoReport, Goroutines, Kind, LimitReport, MemoryReport, Report, SCHEMA,
-    SiteReport, Summary, TargetReport, WindowReport,
+    EstimateReport, Frame, GoReport, Kind, LimitReport, MemoryReport, Report, SCHEMA, SiteReport,
+    Summary, TargetReport, WindowReport,
 };
 pub use symbols::SymbolTable;

@@ -6,7 +6,9 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use super::goroutines::Goroutines;
 use crate::capture::schema;
+use crate::symbolize;
 use crate::verdict::Verdict;
 
 /// Value of [`Report::schema`].
@@ -191,13 +193,22 @@ pub struct Frame {
     pub reason: Option<String>,
 }
 
-/// Goroutines over the window.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Goroutines {
-    /// How many there are.
-    pub total: u64,
-    /// How many come in a second.
-    pub growth_per_s: f64,
+impl Frame {
+    /// The frame that was found at a code address.
+    pub fn at(address: u64, frame: symbolize::Frame) -> Self {
+        let is_known = !frame.module.is_empty();
+        Self {
+            function: frame.function,
+            file: frame.file,
+            line: frame.line,
+            module: Some(frame.module).filter(|_| is_known),
+            build_id: frame.build_id,
+            offset: Some(frame.offset).filter(|_| is_known),
+            address,
+            inlined: frame.inlined,
+            reason: frame.reason,
+        }
+    }
 }
 
 /// The target's memory at the end. Absent: not known.

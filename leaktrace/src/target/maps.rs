@@ -131,6 +131,14 @@ impl Modules {
         self.list.get(index)
     }
 
+    /// A path under which this process can open the module of that name and build id.
+    pub fn open_path(&self, path: &str, build_id: Option<&str>) -> Option<PathBuf> {
+        self.list
+            .iter()
+            .find(|module| module.path == path && module.build_id.as_deref() == build_id)
+            .and_then(Module::open_path)
+    }
+
     /// All modules, in the order in which they were found.
     pub fn iter(&self) -> impl Iterator<Item = &Module> {
         self.list.iter()

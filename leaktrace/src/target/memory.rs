@@ -8,6 +8,9 @@ use nix::{
     unistd::Pid,
 };
 
+/// IOV_MAX of Linux (uapi/linux/uio.h, UIO_MAXIOV).
+const MAX_RANGES: usize = 1024;
+
 /// The memory of one process, read with `process_vm_readv`.
 #[derive(Clone, Copy, Debug)]
 pub struct Memory {
@@ -70,8 +73,6 @@ impl Memory {
     ///
     /// As [`Memory::read`]; nothing is returned unless all could be read.
     pub fn read_blocks(&self, addresses: &[u64], len: usize) -> Result<Vec<u8>, MemoryError> {
-        // IOV_MAX of Linux (uapi/linux/uio.h, UIO_MAXIOV).
-        const MAX_RANGES: usize = 1024;
         let mut blocks = vec![0; addresses.len() * len];
         for (addresses, blocks) in addresses
             .chunks(MAX_RANGES)
@@ -101,6 +102,44 @@ impl Memory {
             }
         }
         Ok(blocks)
+    }
+
+    /// Reads many ranges (address, length), in few system calls. A range that cannot be read, or of
+    /// length zero, gives `None`.
+    pub fn read_each(&self, ranges: &[(u64, usize)]) -> Vec<Option<Vec<u8>>> {
+        let mut result = Vec::with_capacity(ranges.len());
+        for ranges in ranges.chunks(MAX_RANGES) {
+            let whole: usize = ranges.iter().map(|(_, len)| len).sum();
+            let mut buffer = vec![0; whole];
+            let remote: Vec<_> = ranges
+                .iter()
+                .filter(|(_, len)| *len > 0)
+                .map(|&(address, len)| RemoteIoVec {
+                    base: address as usize,
+                    len,
+                })
+                .collect();
+            let is_read = process_vm_readv(
+                Pid::from_raw(self.pid),
+                &mut [IoSliceMut::new(&mut buffer)],
+                &remote,
+            ) == Ok(whole);
+            let mut at = 0;
+            result.extend(ranges.iter().map(|&(address, len)| {
+                let bytes = &buffer[at..at + len];
+                at += len;
+                if len == 0 {
+                    None
+                } else if is_read {
+                    Some(bytes.to_vec())
+                } else {
+                    // One of them is not mapped: only this way shows which.
+                    let mut bytes = vec![0; len];
+                    self.read(address, &mut bytes).is_ok().then_some(bytes)
+                }
+            }));
+        }
+        result
     }
 
     fn error(&self, address: u64, len: usize, reason: String) -> MemoryError {
