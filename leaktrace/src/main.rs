@@ -63,7 +63,9 @@ fn exit_code(error: &anyhow::Error) -> u8 {
     match error.downcast_ref::<LoadError>() {
         Some(LoadError::NotPermitted) => NOT_PERMITTED,
         Some(LoadError::Gone { .. }) => TARGET_GONE,
-        Some(LoadError::Unsupported { .. } | LoadError::CodeDiffers { .. }) => NOT_SUPPORTED,
+        Some(
+            LoadError::NotOnHost | LoadError::Unsupported { .. } | LoadError::CodeDiffers { .. },
+        ) => NOT_SUPPORTED,
         Some(LoadError::Other { .. }) | None => FAILED,
     }
 }

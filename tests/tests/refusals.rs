@@ -62,6 +62,18 @@ fn ourselves() {
     refused(&output, 2, "leaktrace itself");
 }
 
+/// In a container the PID is not the one that the kernel side would see.
+#[test]
+fn in_a_pid_namespace_of_our_own() {
+    let output = Command::new("unshare")
+        .args(["--fork", "--pid", "--mount-proc"])
+        .arg(leaktrace_binary())
+        .args(["record", "-d", "1s", "-p", "1"])
+        .output()
+        .unwrap();
+    refused(&output, 6, "on the host");
+}
+
 #[test]
 fn thread_of_a_process() {
     let mut service = Service::start("reload-1.27.3", [""; 0]);

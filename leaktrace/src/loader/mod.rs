@@ -8,7 +8,7 @@ mod batch;
 mod log;
 mod tracefs;
 
-use std::{fs, num::NonZeroU32, path::Path};
+use std::{fs, num::NonZeroU32, os::unix::fs::MetadataExt as _, path::Path};
 
 use aya::{
     Btf, Ebpf, EbpfLoader, VerifierLogLevel,
@@ -73,6 +73,12 @@ pub enum LoadError {
     /// The user may not load BPF programs.
     #[error("not permitted to load BPF programs: run leaktrace as root")]
     NotPermitted,
+    /// leaktrace runs in a container.
+    #[error(
+        "leaktrace runs in a pid namespace of its own, where PIDs are not the kernel's: run it on \
+         the host, or in a container with the host's pid namespace (`--pid=host`)"
+    )]
+    NotOnHost,
     /// The kernel lacks something.
     #[error("this kernel lacks {what}: {remedy}")]
     Unsupported {
@@ -135,7 +141,19 @@ pub fn check_host() -> Result<(), LoadError> {
     if !rustix::process::geteuid().is_root() {
         return Err(LoadError::NotPermitted);
     }
+    check_pid_namespace()?;
     check_kernel(Path::new("/sys"))
+}
+
+/// The kernel side tells the target by its PID in the initial namespace, which is the PID given
+/// only if leaktrace runs there too.
+fn check_pid_namespace() -> Result<(), LoadError> {
+    /// `PROC_PID_INIT_INO` of include/uapi/linux/nsfs.h and, before it, include/linux/proc_ns.h.
+    const INITIAL: u64 = 0xefff_fffc;
+    match fs::metadata("/proc/self/ns/pid") {
+        Ok(namespace) if namespace.ino() != INITIAL => Err(LoadError::NotOnHost),
+        _ => Ok(()),
+    }
 }
 
 /// Checks the kernel by what it shows in sysfs, mounted at `sysfs`.
