@@ -8,6 +8,7 @@
 
 use std::collections::HashSet;
 
+use super::word;
 use crate::{
     go::layout::Bucket as Layout,
     plan::GoSampler,
@@ -175,13 +176,6 @@ fn counts(record: &[u8], cycle: usize) -> BucketCounts {
         }
     }
     sums
-}
-
-fn word(bytes: &[u8], offset: u64) -> u64 {
-    bytes
-        .get(offset as usize..)
-        .and_then(|rest| rest.first_chunk())
-        .map_or(0, |word| u64::from_le_bytes(*word))
 }
 
 fn nonsense(address: u64, reason: &str) -> BucketsError {

@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use super::word;
 use crate::{
     go::layout::Layout,
     target::{Memory, MemoryError},
@@ -348,11 +349,4 @@ impl Seen {
         }
         pcs
     }
-}
-
-fn word(bytes: &[u8], offset: u64) -> u64 {
-    bytes
-        .get(offset as usize..)
-        .and_then(|rest| rest.first_chunk())
-        .map_or(0, |word| u64::from_le_bytes(*word))
 }

@@ -5,3 +5,11 @@ mod buckets;
 pub mod goroutines;
 
 pub use buckets::{Bucket, BucketCounts, Buckets, BucketsError};
+
+/// The word at `offset` of a structure; zero beyond its end.
+fn word(bytes: &[u8], offset: u64) -> u64 {
+    bytes
+        .get(offset as usize..)
+        .and_then(|rest| rest.first_chunk())
+        .map_or(0, |word| u64::from_le_bytes(*word))
+}

@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 
 use super::Module;
-use super::file::{Identity, identity, map};
+use super::file::{Identity, identity};
 use crate::go::elf::Elf;
+use crate::target::open_image;
 
 /// What a search found: the file that fits, and a reason for each that did not.
 #[derive(Default)]
@@ -23,7 +24,9 @@ pub(super) fn find(module: &Module, directories: &[PathBuf]) -> Found {
         .iter()
         .flat_map(|directory| candidates(module, directory))
     {
-        let Ok(bytes) = map(&path) else { continue };
+        let Ok(bytes) = open_image(&path) else {
+            continue;
+        };
         let shown = path.display();
         let elf = match Elf::parse(bytes.clone()) {
             Ok(elf) => elf,

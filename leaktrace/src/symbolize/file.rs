@@ -1,33 +1,8 @@
-//! Opening a module's file.
-
-use std::fs::OpenOptions;
-use std::io;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
-
-use bytes::Bytes;
-use memmap2::Mmap;
+//! Whether a file is the module's.
 
 use super::Module;
 use crate::go::elf::Elf;
 use crate::go::version::build_ids;
-
-/// Maps a regular file: nothing of it is copied. A named pipe or a device is not waited for.
-pub(super) fn map(path: &Path) -> io::Result<Bytes> {
-    let file = OpenOptions::new()
-        .read(true)
-        .custom_flags(nix::libc::O_NONBLOCK)
-        .open(path)?;
-    if !file.metadata()?.is_file() {
-        return Err(io::Error::other("not a regular file"));
-    }
-    // SAFETY: the mapping is private and read-only, and lives as long as the bytes. Whoever owns
-    // the file can change or truncate it meanwhile: changed bytes are parsed as hostile ones are,
-    // a truncated file ends leaktrace with SIGBUS, as it does blazesym; files that are mapped as
-    // running code are not truncated in practice (ETXTBSY).
-    let mapped = unsafe { Mmap::map(&file)? };
-    Ok(Bytes::from_owner(mapped))
-}
 
 /// How a file's build ids compare with the module's.
 #[derive(Debug, PartialEq, Eq)]

@@ -2,11 +2,12 @@
 
 use std::path::PathBuf;
 
-use super::file::{Identity, identity, map};
+use super::file::{Identity, identity};
 use super::native::{Named, Native};
 use super::{Frame, Module, Open, PcKind, debug_dir};
 use crate::go::GoBinary;
 use crate::go::elf::Elf;
+use crate::target::open_image;
 
 /// An address within a module.
 pub(super) struct Place {
@@ -175,7 +176,7 @@ fn no_file(path: &str) -> Option<String> {
 fn own_file(module: &Module, open: &Open<'_>) -> Result<(PathBuf, bytes::Bytes, Elf), String> {
     let shown = &module.path;
     let path = open(module).ok_or_else(|| format!("the file of `{shown}` is not at hand"))?;
-    let bytes = map(&path).map_err(|error| format!("failed to open `{shown}`: {error}"))?;
+    let bytes = open_image(&path).map_err(|error| format!("failed to open `{shown}`: {error}"))?;
     let elf = Elf::parse(bytes.clone()).map_err(|error| format!("`{shown}`: {error}"))?;
     match identity(module, &elf) {
         Identity::Same | Identity::Unknown => Ok((path, bytes, elf)),
