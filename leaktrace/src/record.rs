@@ -24,7 +24,10 @@ use crate::{
     go::GoVariable,
     inventory::Buckets,
     loader::{Loaded, MapSizes, check_host, ensure_tracefs},
-    plan::{Facts, Families, GoFacts, Plan, frame_rules},
+    plan::{
+        Facts, Families, GoFacts, Plan,
+        frame_rules::{self, NoRules},
+    },
     symbolize::{self, PcKind},
     target::{AddressMap, GoTarget, Target, maps::Modules, open_image},
 };
@@ -178,12 +181,12 @@ fn attach<'a>(
     let mut modules = Modules::default();
     let mut limits = Vec::new();
     if options.families.vm {
-        let rules = frame_rules(&target.address_map()?, &mut modules);
-        let left_out = loaded.set_frame_rules(rules)?;
+        let (rules, mut left_out) = frame_rules(&target.address_map()?, &mut modules, &mut limits);
+        left_out += loaded.set_frame_rules(rules)?;
         if left_out > 0 {
             limits.push(schema::Limit {
                 what: "callers of some system calls in code without frame pointers".to_owned(),
-                reason: format!("{left_out} frame rules found no room in the kernel's map"),
+                reason: format!("{left_out} frame rules were over the bound"),
             });
         }
     }
@@ -323,14 +326,35 @@ impl Session<'_> {
 /// How to leave the frames of system calls and their callers, in every mapped file that says so.
 /// A file that does not (Go, or built without) is walked by frame pointers alone, and each stack
 /// that breaks there says so.
-fn frame_rules(map: &AddressMap, modules: &mut Modules) -> Vec<(u64, FrameRule)> {
+/// Gives the rules by address, and the number of places that were over a file's bound; a file that
+/// is too large to be searched becomes a limit.
+fn frame_rules(
+    map: &AddressMap,
+    modules: &mut Modules,
+    limits: &mut Vec<schema::Limit>,
+) -> (Vec<(u64, FrameRule)>, u64) {
     let mut of_module = HashMap::new();
     let mut rules = Vec::new();
+    let mut left_out = 0;
     for mapping in map.executable() {
         let index = modules.intern(map, mapping);
         let of_module = of_module.entry(index).or_insert_with(|| {
-            let path = modules.get(index)?.open_path()?;
-            frame_rules::frame_rules(&open_image(&path).ok()?).ok()
+            let module = modules.get(index)?;
+            let path = &module.path;
+            match frame_rules::frame_rules(&open_image(&module.open_path()?).ok()?) {
+                Ok(found) => {
+                    left_out += found.left_out;
+                    Some(found.rules)
+                }
+                Err(error @ NoRules::TooLarge) => {
+                    limits.push(schema::Limit {
+                        what: format!("callers of system calls in `{path}`"),
+                        reason: error.to_string(),
+                    });
+                    None
+                }
+                Err(NoRules::Elf(_) | NoRules::NoFrames) => None,
+            }
         });
         let (start, end) = mapping.address;
         let range = mapping.offset..mapping.offset + (end - start);
@@ -339,7 +363,7 @@ fn frame_rules(map: &AddressMap, modules: &mut Modules) -> Vec<(u64, FrameRule)>
             .flat_map(|of_module| of_module.range(range.clone()));
         rules.extend(found.map(|(offset, rule)| (start + (offset - mapping.offset), *rule)));
     }
-    rules
+    (rules, left_out)
 }
 
 fn header(

@@ -8,11 +8,12 @@
 //! `malloc` → `_int_malloc` → `sysmalloc` → `sbrk` → `brk`).
 //!
 //! Pure: the bytes of an ELF file in, rules by file offset out. A rule for an address that is never
-//! met does no harm, so places are found by their bytes.
+//! met does no harm, so places are found by their bytes. Whatever the file says, the work is a few
+//! looks at its code, and memory grows with its functions and rules only.
 
 #![forbid(unsafe_code)]
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use gimli::{
     BaseAddresses, CfaRule, CieOrFde, CommonInformationEntry, EhFrame, EndianSlice, LittleEndian,
@@ -38,6 +39,11 @@ const MAX_RULES: usize = 1 << 14;
 const MAX_CODE: usize = 64 << 20;
 /// Nor are those with more call frame information.
 const MAX_EH_FRAME: usize = 16 << 20;
+/// Most bytes of call frame information that are interpreted, again and again included: a few
+/// hundred a rule are usual.
+const MAX_INTERPRETED: usize = 64 << 20;
+/// Damaged entries that are read through before the rest is let be.
+const MAX_DAMAGED: usize = 64;
 
 /// Why a file gives no rules.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -53,12 +59,21 @@ pub enum NoRules {
     TooLarge,
 }
 
-/// The rules of an ELF file by file offset of the instruction (or return address) they are for.
+/// What a file says about leaving its frames.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FrameRules {
+    /// By file offset of the instruction (or return address) they are for.
+    pub rules: BTreeMap<u64, FrameRule>,
+    /// Places that were found and not looked at, since a bound was reached.
+    pub left_out: u64,
+}
+
+/// The rules of an ELF file.
 ///
 /// # Errors
 ///
 /// See [`NoRules`]. Damaged call frame information gives fewer rules.
-pub fn frame_rules(image: &[u8]) -> Result<BTreeMap<u64, FrameRule>, NoRules> {
+pub fn frame_rules(image: &[u8]) -> Result<FrameRules, NoRules> {
     let elf = ElfFile64::<object::LittleEndian>::parse(image)
         .map_err(|error| NoRules::Elf(error.to_string()))?;
     let frames = Frames::new(&elf).ok_or(NoRules::NoFrames)?;
@@ -76,24 +91,40 @@ pub fn frame_rules(image: &[u8]) -> Result<BTreeMap<u64, FrameRule>, NoRules> {
     {
         return Err(NoRules::TooLarge);
     }
+    let entries = system_calls(&code);
+    if entries.is_empty() {
+        return Ok(FrameRules::default());
+    }
     let functions = frames.functions();
-    let addresses = places(&code, &functions);
-    let mut context = UnwindContext::new();
-    let offset = |address: u64| {
-        elf.segments().find_map(|segment| {
-            let (start, _) = segment.file_range();
-            let within = address.checked_sub(segment.address())?;
-            (within < segment.size()).then(|| start + within)
-        })
+    let places = places(&code, &functions, &entries);
+    let mut found = FrameRules {
+        rules: BTreeMap::new(),
+        left_out: places.left_out,
     };
-    Ok(addresses
-        .into_iter()
-        .filter_map(|place| {
-            let rule = frames.rule(&mut context, &functions, place)?;
-            Some((offset(place.address)?, rule))
-        })
-        .take(MAX_RULES)
-        .collect())
+    let mut context = UnwindContext::new();
+    let mut budget = MAX_INTERPRETED;
+    for &place in &places.list {
+        if budget == 0 {
+            found.left_out += 1;
+        } else if let Some(rule) = frames.rule(&mut context, &functions, place, &mut budget)
+            && let Some(offset) = file_offset(&elf, place.address)
+        {
+            found.rules.insert(offset, rule);
+        }
+    }
+    Ok(found)
+}
+
+fn file_offset(elf: &ElfFile64<'_, object::LittleEndian>, address: u64) -> Option<u64> {
+    elf.segments().find_map(|segment| {
+        let (start, _) = segment.file_range();
+        let within = address.checked_sub(segment.address())?;
+        if within < segment.size() {
+            start.checked_add(within)
+        } else {
+            None
+        }
+    })
 }
 
 /// A stretch of code.
@@ -103,7 +134,7 @@ struct Code<'a> {
 }
 
 /// An instruction for which a rule is wanted.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy)]
 struct Place {
     address: u64,
     /// It is a return address: the call before it counts.
@@ -118,71 +149,92 @@ fn function_at(functions: &Functions, address: u64) -> Option<(u64, gimli::EhFra
     (address < *end).then_some((*start, *entry))
 }
 
-/// The instructions after system calls, and the return addresses of the calls that lead there.
-fn places(code: &[Code<'_>], functions: &Functions) -> BTreeSet<Place> {
-    let mut places = BTreeSet::new();
-    let mut reached = BTreeSet::new();
+/// The places for which rules are wanted, the innermost first.
+#[derive(Default)]
+struct Places {
+    list: Vec<Place>,
+    known: HashSet<u64>,
+    left_out: u64,
+}
+
+impl Places {
+    /// Whether `address` is a new place, inside a function, for which there is room.
+    fn add(&mut self, functions: &Functions, address: u64, is_return: bool) -> Option<u64> {
+        let (function, _) = function_at(functions, address.wrapping_sub(1))?;
+        if self.known.contains(&address) {
+            return None;
+        }
+        if self.list.len() == MAX_RULES {
+            self.left_out += 1;
+            return None;
+        }
+        self.known.insert(address);
+        self.list.push(Place { address, is_return });
+        Some(function)
+    }
+}
+
+/// The instructions after the system calls that change the address space.
+fn system_calls(code: &[Code<'_>]) -> Vec<u64> {
+    let loads = CALLS.map(|number| {
+        let [a, b, c, d] = number.to_le_bytes();
+        [0xb8, a, b, c, d]
+    });
+    let mut found = Vec::new();
     for code in code {
-        for (at, _) in code
-            .bytes
-            .windows(2)
-            .enumerate()
-            .filter(|(_, w)| *w == [0x0f, 0x05])
-        {
-            let before = &code.bytes[at.saturating_sub(NUMBER_REACH)..at];
-            let is_wanted = CALLS.iter().any(|number| {
-                let mut load = [0xb8, 0, 0, 0, 0];
-                load[1..].copy_from_slice(&number.to_le_bytes());
-                before.windows(5).any(|window| window == load)
-            });
-            let address = code.address + at as u64 + 2;
-            if is_wanted && let Some((start, _)) = function_at(functions, address - 1) {
-                places.insert(Place {
-                    address,
-                    is_return: false,
-                });
-                reached.insert(start);
+        for (at, window) in code.bytes.windows(2).enumerate() {
+            if window == [0x0f, 0x05]
+                && code.bytes[at.saturating_sub(NUMBER_REACH)..at]
+                    .windows(5)
+                    .any(|load| loads.iter().any(|wanted| wanted == load))
+            {
+                found.push(code.address.wrapping_add(at as u64 + 2));
             }
         }
     }
-    let calls = calls(code);
+    found
+}
+
+/// The instructions after system calls, and the return addresses of the calls that lead there.
+fn places(code: &[Code<'_>], functions: &Functions, entries: &[u64]) -> Places {
+    let mut places = Places::default();
+    let mut reached: HashSet<u64> = entries
+        .iter()
+        .filter_map(|&address| places.add(functions, address, false))
+        .collect();
     for _ in 0..LEVELS {
-        let mut callers = BTreeSet::new();
-        for target in &reached {
-            for &address in calls.get(target).into_iter().flatten() {
-                if let Some((start, _)) = function_at(functions, address - 1)
-                    && places.insert(Place {
-                        address,
-                        is_return: true,
-                    })
-                {
-                    callers.insert(start);
-                }
-            }
-        }
-        if places.len() > MAX_RULES {
+        if reached.is_empty() || places.left_out > 0 {
             break;
         }
+        let mut callers = HashSet::new();
+        for_each_call(code, |target, address| {
+            if reached.contains(&target) {
+                callers.extend(places.add(functions, address, true));
+            }
+        });
         reached = callers;
     }
     places
 }
 
-/// Return addresses of the direct calls in `code`, by target.
-fn calls(code: &[Code<'_>]) -> HashMap<u64, Vec<u64>> {
-    let mut calls: HashMap<u64, Vec<u64>> = HashMap::new();
+/// Gives the target and the return address of every direct call in `code`.
+fn for_each_call(code: &[Code<'_>], mut each: impl FnMut(u64, u64)) {
     for code in code {
         for (at, window) in code.bytes.windows(5).enumerate() {
-            if let [0xe8, displacement @ ..] = window
-                && let Ok(displacement) = displacement.try_into()
-            {
-                let next = code.address + at as u64 + 5;
-                let target = next.wrapping_add_signed(i32::from_le_bytes(displacement).into());
-                calls.entry(target).or_default().push(next);
+            if let [0xe8, a, b, c, d] = *window {
+                let next = code.address.wrapping_add(at as u64 + 5);
+                let displacement = i32::from_le_bytes([a, b, c, d]);
+                each(next.wrapping_add_signed(displacement.into()), next);
             }
         }
     }
-    calls
+}
+
+/// What functions have in common, read once, damaged or not.
+#[derive(Default)]
+struct Cies<'a> {
+    known: HashMap<gimli::EhFrameOffset, gimli::Result<CommonInformationEntry<Slice<'a>>>>,
+    damaged: usize,
 }
 
 /// The call frame information of a file.
@@ -215,9 +267,11 @@ impl<'a> Frames<'a> {
 
     fn functions(&self) -> Functions {
         let mut functions = BTreeMap::new();
-        let mut cies = HashMap::new();
+        let mut cies = Cies::default();
         let mut entries = self.eh_frame.entries(&self.bases);
-        while let Ok(Some(entry)) = entries.next() {
+        while cies.damaged <= MAX_DAMAGED
+            && let Ok(Some(entry)) = entries.next()
+        {
             let CieOrFde::Fde(partial) = entry else {
                 continue;
             };
@@ -233,16 +287,18 @@ impl<'a> Frames<'a> {
 
     fn cie(
         &self,
-        known: &mut HashMap<gimli::EhFrameOffset, CommonInformationEntry<Slice<'a>>>,
+        cies: &mut Cies<'a>,
         bases: &BaseAddresses,
         offset: gimli::EhFrameOffset,
     ) -> gimli::Result<CommonInformationEntry<Slice<'a>>> {
-        if let Some(cie) = known.get(&offset) {
-            return Ok(cie.clone());
-        }
-        let cie = self.eh_frame.cie_from_offset(bases, offset)?;
-        known.insert(offset, cie.clone());
-        Ok(cie)
+        cies.known
+            .entry(offset)
+            .or_insert_with(|| {
+                let cie = self.eh_frame.cie_from_offset(bases, offset);
+                cies.damaged += usize::from(cie.is_err());
+                cie
+            })
+            .clone()
     }
 
     /// The rule at `place`; none where the frame is set up (CFA from the frame pointer), or where
@@ -252,13 +308,15 @@ impl<'a> Frames<'a> {
         context: &mut UnwindContext<usize>,
         functions: &Functions,
         place: Place,
+        budget: &mut usize,
     ) -> Option<FrameRule> {
-        let address = place.address - u64::from(place.is_return);
+        let address = place.address.wrapping_sub(u64::from(place.is_return));
         let (_, entry) = function_at(functions, address)?;
         let fde = self
             .eh_frame
             .fde_from_offset(&self.bases, entry, EhFrame::cie_from_offset)
             .ok()?;
+        *budget = budget.saturating_sub(fde.entry_len() + fde.cie().entry_len());
         let row = fde
             .unwind_info_for_address(&self.eh_frame, &self.bases, context, address)
             .ok()?;
@@ -290,8 +348,9 @@ mod tests {
         fs::read("/lib/x86_64-linux-gnu/libc.so.6").expect("glibc of a Debian-like machine")
     }
 
-    /// Rules at the places inside the function `name`, by offset from its start.
-    fn rules_in(image: &[u8], name: &str) -> Vec<(u64, FrameRule)> {
+    /// The rule that is in force after each instruction `wanted` in the function `name`, with
+    /// the bytes of the function before it.
+    fn rules_in(image: &[u8], name: &str) -> Vec<(u64, FrameRule, Vec<u8>)> {
         use object::ObjectSymbol as _;
         let elf = ElfFile64::<object::LittleEndian>::parse(image).unwrap();
         let symbol = elf
@@ -299,40 +358,84 @@ mod tests {
             .find(|symbol| symbol.name() == Ok(name))
             .unwrap();
         // libc's text has the same address and file offset.
-        let range = symbol.address()..symbol.address() + symbol.size();
-        let rules = frame_rules(image).unwrap();
+        let start = symbol.address();
+        let rules = frame_rules(image).unwrap().rules;
         rules
-            .range(range)
-            .map(|(at, rule)| (at - symbol.address(), *rule))
+            .range(start..start + symbol.size())
+            .map(|(&at, &rule)| {
+                let before = image[start as usize..at as usize].to_vec();
+                (at - start, rule, before)
+            })
             .collect()
     }
 
+    /// What the instructions from the entry to a place did to the stack, for straight code:
+    /// pushes and `sub $…,%rsp`. An independent reading, by the instructions and not by the CFI.
+    fn by_decoding(code: &[u8]) -> FrameRule {
+        use iced_x86::{Code, Decoder, DecoderOptions, Register};
+        let mut rule = FrameRule {
+            cfa: 8,
+            saved_bp: 0,
+        };
+        for instruction in Decoder::new(64, code, DecoderOptions::NONE).iter() {
+            match instruction.code() {
+                Code::Push_r64 => {
+                    rule.cfa += 8;
+                    if instruction.op0_register() == Register::RBP {
+                        rule.saved_bp = -rule.cfa;
+                    }
+                }
+                Code::Sub_rm64_imm8 | Code::Sub_rm64_imm32
+                    if instruction.op0_register() == Register::RSP =>
+                {
+                    rule.cfa += instruction.immediate(1) as i32;
+                }
+                // The end of a way out: what follows is entered from before it, by a jump.
+                Code::Pop_r64 => {
+                    rule.cfa -= 8;
+                    if instruction.op0_register() == Register::RBP {
+                        rule.saved_bp = 0;
+                    }
+                }
+                _ => {}
+            }
+        }
+        rule
+    }
+
     #[test]
-    fn libc_wrappers_can_be_left() {
+    fn libc_wrappers_are_left_as_their_instructions_say() {
         let image = libc();
-        // A leaf: the return address is at the top of the stack.
-        for name in ["munmap", "brk"] {
+        for name in ["mmap", "munmap", "mremap", "brk"] {
             let rules = rules_in(&image, name);
+            assert!(!rules.is_empty(), "{name} has no rule");
+            let (at, rule, before) = &rules[0];
+            assert!(before.ends_with(&[0x0f, 0x05]), "{name}+{at:#x}");
+            assert_eq!(*rule, by_decoding(before), "{name}+{at:#x}");
+        }
+        // A leaf keeps its return address at the top; a variadic function makes room first.
+        let cfa = |name| rules_in(&image, name)[0].1.cfa;
+        assert_eq!((cfa("munmap"), cfa("brk")), (8, 8));
+        assert!(cfa("mremap") > 8);
+        // brk's caller has rbp for itself: it must be found again.
+        let (at, rule, before) = &rules_in(&image, "sbrk")[0];
+        assert_eq!(*rule, by_decoding(before), "sbrk+{at:#x}");
+        assert!(rule.saved_bp < -8, "{rule:?}");
+        // malloc → … → sbrk.
+        assert!(!rules_in(&image, "malloc").is_empty());
+    }
+
+    #[test]
+    fn every_rule_keeps_the_stack_aligned() {
+        let rules = frame_rules(&libc()).unwrap();
+        assert_eq!(rules.left_out, 0);
+        for (at, rule) in rules.rules {
+            assert!(rule.cfa >= 8 && rule.cfa % 8 == 0, "{at:#x} {rule:?}");
             assert!(
-                rules.iter().any(|(_, rule)| *rule
-                    == FrameRule {
-                        cfa: 8,
-                        saved_bp: 0
-                    }),
-                "{name}: {rules:?}"
+                rule.saved_bp <= 0 && rule.saved_bp >= -rule.cfa,
+                "{at:#x} {rule:?}"
             );
         }
-        // Variadic: it makes room on the stack first.
-        let mremap = rules_in(&image, "mremap");
-        assert!(
-            mremap
-                .iter()
-                .any(|(_, rule)| rule.cfa > 8 && rule.cfa % 8 == 0),
-            "{mremap:?}"
-        );
-        // Its caller of brk must not be lost.
-        assert!(!rules_in(&image, "sbrk").is_empty());
-        assert!(!rules_in(&image, "malloc").is_empty());
     }
 
     #[test]
@@ -352,5 +455,50 @@ mod tests {
         for no_elf in [&b""[..], b"no ELF"] {
             assert!(matches!(frame_rules(no_elf), Err(NoRules::Elf(_))));
         }
+    }
+
+    /// Rewrites the addresses in the section headers: nothing may overflow.
+    #[test]
+    fn sections_at_the_end_of_the_address_space_are_no_danger() {
+        let image = libc();
+        let u64_at = |at: usize| u64::from_le_bytes(image[at..at + 8].try_into().unwrap());
+        let headers = u64_at(0x28) as usize; // e_shoff
+        let count = u16::from_le_bytes([image[0x3c], image[0x3d]]); // e_shnum
+        let segments = u64_at(0x20) as usize; // e_phoff
+        for address in [u64::MAX, u64::MAX - 0x10_0000, 1 << 63] {
+            let mut lying = image.clone();
+            for header in (0..usize::from(count)).map(|i| headers + i * 64) {
+                lying[header + 16..header + 24].copy_from_slice(&address.to_le_bytes()); // sh_addr
+            }
+            let _ = frame_rules(&lying);
+            // And segments that lie at the end of the file's own offsets.
+            let mut lying = image.clone();
+            for header in (0..usize::from(image[0x38])).map(|i| segments + i * 56) {
+                lying[header + 8..header + 16].copy_from_slice(&address.to_le_bytes()); // p_offset
+            }
+            let _ = frame_rules(&lying);
+        }
+    }
+
+    /// Code that is nothing but calls to one function: no more than the bound, the rest counted.
+    #[test]
+    fn more_calls_than_are_kept_are_counted() {
+        let mut bytes = vec![0xb8, 9, 0, 0, 0, 0x0f, 0x05, 0xc3];
+        let calls = MAX_RULES + 100;
+        for _ in 0..calls {
+            let displacement = -(bytes.len() as i32 + 5);
+            bytes.push(0xe8);
+            bytes.extend(displacement.to_le_bytes());
+        }
+        let end = bytes.len() as u64;
+        let code = [Code {
+            address: 0,
+            bytes: &bytes,
+        }];
+        let functions = BTreeMap::from([(0, (8, 0usize.into())), (8, (end, 0usize.into()))]);
+        let places = places(&code, &functions, &system_calls(&code));
+        assert_eq!(places.list.len(), MAX_RULES);
+        assert_eq!(places.left_out, 101, "the system call itself took one");
+        assert!(!places.list[0].is_return && places.list[0].address == 7);
     }
 }
