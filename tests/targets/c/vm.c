@@ -8,8 +8,8 @@
  * lives on until stdin closes. A site is the function that asked the kernel: what mremap adds
  * belongs to mremap's caller, what it moves stays with the first one. Bytes are whole pages.
  *
- * Between the line and the truth nothing else maps memory: no stdio, no malloc, threads and stack
- * pages are there before. The kernel's own count of mapped pages is compared after every case and
+ * Between the line and the truth nothing else maps memory: no stdio, no malloc but the one that is
+ * a case, whose own structures, threads and stack pages are there before. The kernel's own count of mapped pages is compared after every case and
  * the program fails when it differs, so the truth is checked before it is told.
  *
  * gcc -O1 -g -fno-omit-frame-pointer -pthread
@@ -281,6 +281,25 @@ static void brk_up_and_down(void)
     truth("brk_again", "brk", 3);
 }
 
+/* ---- through libc, which keeps no frame pointers --------------------------------------------- */
+
+SITE static char *sbrk_up(long length) { return sbrk(length); }
+SITE static char *sbrk_down(long length) { return sbrk(length); }
+SITE static char *malloc_mapped(long length) { return malloc(length); }
+
+static void through_libc(void)
+{
+    /* sbrk has rbp for itself while it calls brk. The break is one byte short of a page. */
+    check(sbrk_up(6 * PAGE) == brk_base + 14 * PAGE - 1, "sbrk_up");
+    check(sbrk_down(-2 * PAGE) == brk_base + 20 * PAGE - 1, "sbrk_down");
+    truth("sbrk_up", "brk", 4);
+    truth("sbrk_down", "brk", 0);
+
+    /* Larger than M_MMAP_THRESHOLD: a mapping of its own, with a header of 16 bytes. */
+    check(malloc_mapped(64 * PAGE) != NULL, "malloc_mapped");
+    truth("malloc_mapped", "mmap", 65);
+}
+
 /* ---- what fails changes nothing ------------------------------------------------------------ */
 
 SITE static char *failing_under(void) { return map_at(NULL, 8 * PAGE, 0); }
@@ -391,7 +410,8 @@ static void run_cases(void)
 {
     void (*const cases[])(void) = {
         mmap_and_munmap, unaligned_lengths, unmap_spanning, fixed_replacement,
-        remapping,       brk_up_and_down,   failing_calls,  threads,
+        remapping,       brk_up_and_down,   through_libc,   failing_calls,
+        threads,
     };
     long before = mapped_pages();
     for (unsigned i = 0; i < sizeof cases / sizeof *cases; i++) {
@@ -412,6 +432,7 @@ int main(int argc, char **argv)
     long calls = argc == 3 ? atol(argv[2]) : 0;
 
     touch_stack();
+    free(malloc(1));
     if (argc == 1) {
         pthread_barrier_init(&storm_starts, NULL, THREADS + 1);
         pthread_barrier_init(&storm_ends, NULL, THREADS + 1);
