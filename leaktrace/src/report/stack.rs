@@ -56,12 +56,9 @@ pub(super) fn is_go_runtime_mapping<'a>(functions: impl Iterator<Item = &'a str>
 
 /// Whether a thread, or one of Go's own stacks, begins with this function.
 pub(super) fn is_thread_start(function: &str) -> bool {
-    const PREFIXES: [&str; 11] = [
-        "_start",
-        "__libc_start_call_main",
+    const NAMES: [&str; 4] = ["_start", "__libc_start_call_main", "start_thread", "clone3"];
+    const PREFIXES: [&str; 7] = [
         "__libc_start_main",
-        "start_thread",
-        "clone3",
         "__clone",
         "runtime.goexit",
         "runtime.mstart",
@@ -69,7 +66,7 @@ pub(super) fn is_thread_start(function: &str) -> bool {
         "runtime.mcall",
         "runtime.rt0_go",
     ];
-    PREFIXES.iter().any(|prefix| function.starts_with(prefix))
+    NAMES.contains(&function) || PREFIXES.iter().any(|prefix| function.starts_with(prefix))
 }
 
 /// How many innermost frames of a mapping of the Go runtime's own tell what it is for: up to the
@@ -142,7 +139,9 @@ mod tests {
         assert!(
             is_thread_start("__libc_start_call_main") && is_thread_start("runtime.goexit.abi0")
         );
-        assert!(!is_thread_start("main") && !is_thread_start("start_service"));
+        for function in ["main", "start_service", "_start_pool", "start_threads"] {
+            assert!(!is_thread_start(function), "{function}");
+        }
 
         let stack = [
             "runtime.sysMmap",
