@@ -326,6 +326,7 @@ impl Session<'_> {
 /// How to leave the frames of system calls and their callers, in every mapped file that says so.
 /// A file that does not (Go, or built without) is walked by frame pointers alone, and each stack
 /// that breaks there says so.
+///
 /// Gives the rules by address, and the number of places that were over a file's bound; a file that
 /// is too large to be searched becomes a limit.
 fn frame_rules(

@@ -9,8 +9,9 @@
  * belongs to mremap's caller, what it moves stays with the first one. Bytes are whole pages.
  *
  * Between the line and the truth nothing else maps memory: no stdio, no malloc but the one that is
- * a case, whose own structures, threads and stack pages are there before. The kernel's own count of mapped pages is compared after every case and
- * the program fails when it differs, so the truth is checked before it is told.
+ * a case, whose own structures, threads and stack pages are there before. The kernel's own count of
+ * mapped pages is compared after every case and the program fails when it differs, so the truth is
+ * checked before it is told.
  *
  * gcc -O1 -g -fno-omit-frame-pointer -pthread
  */
