@@ -6,10 +6,11 @@
 //! 1. a distribution's compiler with a ready-made `core` for BPF (Debian: `rustc-web` and
 //!    `libstd-rust-web-dev-bpf`), so that nothing of `core` is compiled here;
 //! 2. the active compiler with `rust-src`, which builds `core` from source;
-//! 3. rustup's nightly with `rust-src`, the same.
+//! 3. rustup's nightly with `rust-src`, the same
 //!
-//! `RUSTC_BOOTSTRAP=1` is what lets a stable compiler take the unstable parts that BPF needs. The
-//! linker is bpf-linker, whose LLVM must not be older than the compiler's.
+//! and takes the first whose LLVM is not newer than that of the linker, bpf-linker: a linker cannot
+//! read what a newer LLVM wrote. `RUSTC_BOOTSTRAP=1` is what lets a stable compiler take the unstable
+//! parts that BPF needs.
 
 use std::{
     env,
@@ -60,14 +61,18 @@ impl Toolchain {
     ///
     /// When there is no compiler or no linker; the message names [`MEND`].
     pub(crate) fn find() -> Result<Self> {
-        let Some((description, rustc, build_core)) = Self::find_compiler() else {
-            bail!(
-                "no compiler for `{TARGET}`: neither {SYSTEM_RUSTC} with a BPF `core`, nor the active \
-                 toolchain or nightly with rust-src; run `{MEND}`"
-            );
-        };
         let Some(linker) = Self::find_linker() else {
             bail!("no `bpf-linker` in PATH or in cargo's bin directory; run `{MEND}`");
+        };
+        let llvm = linker_llvm(&linker);
+        let Some((description, rustc, build_core)) = Self::find_compiler(llvm) else {
+            let than = llvm.map_or(String::new(), |llvm| {
+                format!(" and an LLVM not newer than {llvm}, the linker's")
+            });
+            bail!(
+                "no compiler for `{TARGET}`: neither {SYSTEM_RUSTC} with a BPF `core`, nor the active \
+                 toolchain or nightly with rust-src{than}; run `{MEND}`"
+            );
         };
         Ok(Self {
             description,
@@ -77,35 +82,36 @@ impl Toolchain {
         })
     }
 
-    /// The first usable compiler: what it is, where, and whether `core` has to be compiled.
-    pub(crate) fn find_compiler() -> Option<(String, PathBuf, bool)> {
+    /// The first usable compiler: what it is, where, and whether `core` has to be compiled. One with
+    /// an LLVM newer than `newest_llvm` is not usable; `None`: any is.
+    pub(crate) fn find_compiler(newest_llvm: Option<u32>) -> Option<(String, PathBuf, bool)> {
+        let is_readable = |rustc: &Path| match (newest_llvm, compiler_llvm(rustc)) {
+            (Some(newest), Some(llvm)) => llvm <= newest,
+            _ => true,
+        };
         let system = PathBuf::from(SYSTEM_RUSTC);
         if let Some(sysroot) = sysroot(Command::new(&system))
             && has_core(&sysroot)
+            && is_readable(&system)
         {
             let description = format!("{SYSTEM_RUSTC} ({}) with its BPF core", version(&system));
             return Some((description, system, false));
         }
-        if let Some(sysroot) = sysroot(Command::new("rustc"))
-            && has_source(&sysroot)
-        {
-            let rustc = sysroot.join("bin/rustc");
-            let description = format!("the active toolchain ({}) with rust-src", version(&rustc));
-            return Some((description, rustc, true));
-        }
         let mut nightly = Command::new("rustup");
         nightly.args(["run", "nightly", "rustc"]);
-        if let Some(sysroot) = sysroot(nightly)
-            && has_source(&sysroot)
-        {
+        let with_source = [
+            ("the active toolchain", Command::new("rustc")),
+            ("rustup's nightly", nightly),
+        ];
+        with_source.into_iter().find_map(|(name, rustc)| {
+            let sysroot = sysroot(rustc)?;
             let rustc = sysroot.join("bin/rustc");
-            return Some((
-                format!("rustup's nightly ({}) with rust-src", version(&rustc)),
-                rustc,
-                true,
-            ));
-        }
-        None
+            let is_usable = has_source(&sysroot) && is_readable(&rustc);
+            is_usable.then(|| {
+                let description = format!("{name} ({}) with rust-src", version(&rustc));
+                (description, rustc, true)
+            })
+        })
     }
 
     /// bpf-linker from PATH, else from where `cargo install` puts it.
@@ -157,6 +163,34 @@ fn is_working(linker: &Path) -> bool {
         .arg("--version")
         .output()
         .is_ok_and(|output| output.status.success())
+}
+
+/// The LLVM that a linker is dynamically linked with, by its major version; a linker that contains
+/// its own does not say which it is.
+pub(crate) fn linker_llvm(linker: &Path) -> Option<u32> {
+    const LIBRARY: &[u8] = b"libLLVM.so.";
+    let bytes = fs::read(linker).ok()?;
+    let at = bytes
+        .windows(LIBRARY.len())
+        .position(|window| window == LIBRARY)?;
+    leading_number(std::str::from_utf8(bytes.get(at + LIBRARY.len()..)?.get(..2)?).ok()?)
+}
+
+/// The major version of a compiler's LLVM.
+fn compiler_llvm(rustc: &Path) -> Option<u32> {
+    let output = Command::new(rustc).arg("-vV").output().ok()?;
+    let text = String::from_utf8(output.stdout).ok()?;
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix("LLVM version: "));
+    leading_number(line?)
+}
+
+fn leading_number(text: &str) -> Option<u32> {
+    let end = text
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(text.len());
+    text[..end].parse().ok()
 }
 
 /// Where a compiler keeps its libraries; none if there is no such compiler.

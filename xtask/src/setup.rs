@@ -5,7 +5,11 @@
 //! command. Debian and its derivatives get everything; elsewhere the compiler comes from rustup, and
 //! what else is missing is named.
 
-use std::{env, path::Path, process::Command};
+use std::{
+    env,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use anyhow::{Context as _, Result, bail};
 
@@ -87,7 +91,7 @@ fn install_packages(scope: Scope) -> Result<()> {
             packages.push(package);
         }
     };
-    if bpf::Toolchain::find_compiler().is_none() && has_candidates(&COMPILER_PACKAGES) {
+    if find_compiler().is_none() && has_candidates(&COMPILER_PACKAGES) {
         for package in COMPILER_PACKAGES {
             need(false, package, "it compiles the kernel side");
         }
@@ -126,8 +130,7 @@ fn install_packages(scope: Scope) -> Result<()> {
             }
         }
         // Whichever compiler is chosen, its linter has to be its twin.
-        let is_system = bpf::Toolchain::find_compiler()
-            .is_none_or(|(_, rustc, _)| rustc.starts_with("/usr/bin"));
+        let is_system = find_compiler().is_none_or(|(_, rustc, _)| rustc.starts_with("/usr/bin"));
         if is_system && has_candidates(&[CLIPPY_PACKAGE]) {
             need(
                 Path::new("/usr/bin/cargo-clippy").is_file(),
@@ -171,7 +174,7 @@ fn install_packages(scope: Scope) -> Result<()> {
 
 /// Where there is no distribution's compiler: rustup's nightly with the sources of `core`.
 fn install_compiler() -> Result<()> {
-    if bpf::Toolchain::find_compiler().is_some() {
+    if find_compiler().is_some() {
         return Ok(());
     }
     say(
@@ -185,6 +188,15 @@ fn install_compiler() -> Result<()> {
         "--component=rust-src",
         "--component=clippy",
     ]))
+}
+
+/// The compiler that fits the linker that is there, or else the one that will be built here.
+fn find_compiler() -> Option<(String, PathBuf, bool)> {
+    let newest_llvm = match bpf::Toolchain::find_linker() {
+        Some(linker) => bpf::linker_llvm(&linker),
+        None => Some(LLVM),
+    };
+    bpf::Toolchain::find_compiler(newest_llvm)
 }
 
 fn install_linker() -> Result<()> {
