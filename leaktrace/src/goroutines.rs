@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use anyhow::Result;
 
 use crate::{
-    go::{GoVariable, layout::layout},
+    go::GoVariable,
     inventory::goroutines::{Census, Goroutines as Reader, Key},
     report::{
         self,
@@ -35,7 +35,11 @@ pub fn look(pid: i32) -> Result<Goroutines> {
 }
 
 fn reader(target: &Target, go: &GoTarget, reasons: &[String]) -> Result<Reader, String> {
-    let layout = layout(go.binary.version()).map_err(|error| error.to_string())?;
+    let layout = go
+        .binary
+        .layout()
+        .map_err(|error| error.to_string())?
+        .clone();
     let allgs = go.binary.variable(GoVariable::AllGs)?.address;
     let allgs = allgs.wrapping_add(go.bias);
     Ok(Reader::new(target.memory, allgs, layout, reasons))

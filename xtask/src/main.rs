@@ -1,4 +1,5 @@
-//! The chores of the project: `cargo xtask setup`, `build`, `demo`, `test`, `bench`, `tidy`.
+//! The chores of the project: `cargo xtask setup`, `build`, `demo`, `test`, `bench`, `tidy`,
+//! `go-layouts`.
 //!
 //! A new machine with rustup's stable toolchain needs nothing else: `demo` and `test` set up what they
 //! need. Every failure names the step and the command.
@@ -15,6 +16,7 @@ mod checks;
 mod test;
 mod bench;
 mod tidy;
+mod go_layouts;
 
 use std::process::ExitCode;
 
@@ -64,6 +66,8 @@ enum Chore {
     },
     /// Hold the architecture's invariants by reading the sources.
     Tidy,
+    /// Measure the Go runtime's types anew, in every known release.
+    GoLayouts,
 }
 
 fn main() -> ExitCode {
@@ -99,5 +103,6 @@ fn run(arguments: &Arguments) -> Result<()> {
             workers,
         } => bench::run(pairs, seconds, workers),
         Chore::Tidy => tidy::run(),
+        Chore::GoLayouts => go_layouts::run(),
     }
 }

@@ -1,7 +1,10 @@
 //! The little of ELF that Go binaries need: segments, sections, symbols, words with their
 //! relocations. Nothing is copied; every offset of the file is checked before it is followed.
 
+use std::io::Read as _;
+
 use bytes::Bytes;
+use flate2::read::ZlibDecoder;
 
 use super::GoError;
 
@@ -9,6 +12,9 @@ const PT_LOAD: u32 = 1;
 const PT_DYNAMIC: u32 = 2;
 const SHT_SYMTAB: u32 = 2;
 const SHT_NOBITS: u32 = 8;
+const SHF_COMPRESSED: u64 = 0x800;
+const ELFCOMPRESS_ZLIB: u32 = 1;
+const ELFCOMPRESS_ZSTD: u32 = 2;
 const DT_RELA: u64 = 7;
 const DT_RELASZ: u64 = 8;
 const R_X86_64_RELATIVE: u64 = 8;
@@ -33,6 +39,7 @@ pub(super) struct Segment {
 pub(super) struct Section {
     name: u32,
     kind: u32,
+    flags: u64,
     pub(super) address: u64,
     offset: u64,
     size: u64,
@@ -114,6 +121,7 @@ impl Elf {
             elf.sections.push(Section {
                 name: half(0),
                 kind: half(4),
+                flags: word(8),
                 address: word(16),
                 offset: word(24),
                 size: word(32),
@@ -149,6 +157,32 @@ impl Elf {
         }
         let bytes = self.file(section.offset, section.size)?;
         Some(self.data.slice_ref(bytes))
+    }
+
+    /// A section of debug information, `name` without `.debug_`, uncompressed. `None`: it is not
+    /// there, or is damaged, or is longer than `limit` bytes.
+    pub(super) fn debug_section(&self, name: &str, limit: u64) -> Option<Bytes> {
+        let plain = self.section(&format!(".debug_{name}"));
+        if let Some(section) = plain {
+            let bytes = self.section_bytes(section)?;
+            if section.flags & SHF_COMPRESSED == 0 {
+                return (bytes.len() as u64 <= limit).then_some(bytes);
+            }
+            let size = u64_at(&bytes, 8).filter(|size| *size <= limit)?;
+            let packed = bytes.get(24..)?;
+            return match u32_at(&bytes, 0)? {
+                ELFCOMPRESS_ZLIB => inflate(packed, size),
+                ELFCOMPRESS_ZSTD => zstd::bulk::decompress(packed, size as usize)
+                    .ok()
+                    .map(Bytes::from),
+                _ => None,
+            };
+        }
+        // The form before there was a flag for it: `ZLIB`, the size, big-endian.
+        let bytes = self.section_bytes(self.section(&format!(".zdebug_{name}"))?)?;
+        let size = bytes.strip_prefix(b"ZLIB")?.first_chunk()?;
+        let size = Some(u64::from_be_bytes(*size)).filter(|size| *size <= limit)?;
+        inflate(bytes.get(12..)?, size)
     }
 
     pub(super) fn section(&self, name: &str) -> Option<&Section> {
@@ -329,6 +363,15 @@ impl Elf {
         }
         None
     }
+}
+
+/// A zlib stream of `size` bytes.
+fn inflate(packed: &[u8], size: u64) -> Option<Bytes> {
+    // What is claimed is not taken at once: a small file can claim much.
+    let mut bytes = Vec::with_capacity((size as usize).min(packed.len().saturating_mul(8)));
+    let mut stream = ZlibDecoder::new(packed).take(size);
+    stream.read_to_end(&mut bytes).ok()?;
+    (bytes.len() as u64 == size).then(|| bytes.into())
 }
 
 pub(super) fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {

@@ -1,17 +1,21 @@
 //! What differs between Go releases in the memory of a running program (linux/amd64).
 //!
-//! Sources: runtime/mprof.go (`bucket`, `memRecord`, `memRecordCycle`), runtime/mheap.go
-//! (`special`, `specialprofile`, `_KindSpecialProfile`, `freeSpecial`, `setprofilebucket`), each
-//! release's own; offsets measured from DWARF of Go 1.19.8, 1.21.13, 1.22.10, 1.23.9, 1.24.11,
-//! 1.25.5, 1.26.6 and 1.27.3. A release that was not measured is refused: a wrong offset would
-//! give wrong numbers, not an error.
+//! [`Layout`] has what leaktrace reads as typed fields, all made from the runtime's types; anything
+//! else of them can be asked for by name. They come from the table of measured releases. A release
+//! that is not there is refused, and so is one that lacks a field or has it in another size: a wrong
+//! offset would give wrong numbers, not an error.
+
+mod from_types;
+
+use std::sync::Arc;
 
 use iced_x86::Register;
 
-use super::GoVersion;
+use super::runtime_types::RuntimeTypes;
+use super::{GoVersion, table};
 
-/// Layout of one minor release. Offsets and sizes are in bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Layouts of one release. Offsets and sizes are in bytes.
+#[derive(Clone, Debug)]
 pub struct Layout {
     /// `runtime.bucket`.
     pub bucket: Bucket,
@@ -21,8 +25,24 @@ pub struct Layout {
     pub g: G,
     /// `runtime.sudog` and `runtime.hchan`.
     pub channel: Channel,
-    /// Leading frames of a profile bucket's stack may be the allocator's own (Go ≥ 1.26).
-    pub allocator_frames: bool,
+    /// `runtime.mspan`.
+    pub span: Span,
+    /// `runtime.mheap`.
+    pub heap: Heap,
+    /// Where they were learned from.
+    pub source: Source,
+    /// What the binary's own debug information says otherwise than the table of measured releases.
+    pub differences: Vec<String>,
+    types: Arc<RuntimeTypes>,
+}
+
+/// Where the runtime's types were learned from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// The table of measured releases: this release's column, as in `1.27.3`.
+    Table(&'static str),
+    /// The binary's own debug information.
+    Dwarf,
 }
 
 /// `runtime.bucket`: a header, then `nstk` pcs of eight bytes, then a `memRecord`: the published
@@ -61,6 +81,10 @@ impl Bucket {
 /// `runtime.special`, the record by which a sampled object finds its bucket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Special {
+    /// `next`, pointer to the span's next special.
+    pub next: u64,
+    /// `offset`, of the object from the span's start: its low two bytes.
+    pub offset: u64,
     /// Offset of `kind`, one byte.
     pub kind: u64,
     /// `_KindSpecialProfile`.
@@ -90,19 +114,88 @@ pub struct G {
     pub waitreason: u64,
     /// `gopc`: return address of the go statement.
     pub gopc: u64,
+    /// `startpc`: entry of the goroutine's function.
+    pub startpc: u64,
+    /// `parentGoid`: goid of its creator; Go ≥ 1.21.
+    pub parent_goid: Option<u64>,
     /// `waiting`: the first `sudog` it waits with.
     pub waiting: u64,
 }
 
 /// What a goroutine that is blocked on a channel leads to. In `hchan` (runtime/chan.go) `qcount`
-/// is at 0, `dataqsiz` at 8, `elemsize` (two bytes) at 24, `closed` (four bytes) at 28, in Go 1.19
-/// to 1.27.
+/// is at 0, `dataqsiz` at 8, `elemsize` (two bytes) at 24, `closed` (four bytes) at 28; other
+/// layouts are refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Channel {
     /// `sudog.c` (its low word since Go 1.26, where it is a pair).
     pub sudog_c: u64,
     /// `hchan.recvq.first`; `sendq.first` is 16 bytes on.
     pub recvq: u64,
+}
+
+/// `runtime.mspan`: a run of pages with objects of one size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span {
+    /// Size of the struct.
+    pub size: u64,
+    /// `startAddr`: its first byte.
+    pub start_addr: u64,
+    /// `npages`: its pages, of [`Span::PAGE_SIZE`].
+    pub npages: u64,
+    /// `freeindex`: the slot from which on to look for a free one; `freeindex_size` bytes.
+    pub freeindex: u64,
+    /// Bytes of `freeindex`: 8 before Go 1.22, 2 from it on.
+    pub freeindex_size: u64,
+    /// `freeIndexForScan`: slots from here on are not looked at by the collector; as wide as
+    /// `freeindex`.
+    pub free_index_for_scan: u64,
+    /// `nelems`: slots in the span; `nelems_size` bytes.
+    pub nelems: u64,
+    /// Bytes of `nelems`: 8 before Go 1.22, 2 from it on.
+    pub nelems_size: u64,
+    /// `allocCache`: complement of the 64 bits of `allocBits` at `freeindex`, shifted.
+    pub alloc_cache: u64,
+    /// `allocBits`: pointer to a bit for each slot, set when it was in use at the last sweep.
+    pub alloc_bits: u64,
+    /// `gcmarkBits`: pointer to a bit for each slot, set when the collection under way found it
+    /// alive.
+    pub gcmark_bits: u64,
+    /// `sweepgen`, four bytes: against `mheap.sweepgen` it tells whether the span is swept.
+    pub sweepgen: u64,
+    /// `allocCount`, two bytes: slots in use.
+    pub alloc_count: u64,
+    /// `spanclass`, one byte: size class times two, plus one when its objects have no pointers.
+    pub spanclass: u64,
+    /// `state`, one byte: [`Span::IN_USE`] for one of the collected heap.
+    pub state: u64,
+    /// `elemsize`: bytes of each slot.
+    pub elemsize: u64,
+    /// `limit`: end of the objects.
+    pub limit: u64,
+    /// `specials`: pointer to the first `special`, in the order of their offsets.
+    pub specials: u64,
+    /// `largeType`: the type of the one object of a large span; Go ≥ 1.22.
+    pub large_type: Option<u64>,
+    /// `isUserArenaChunk`, one byte; Go ≥ 1.20.
+    pub is_user_arena_chunk: Option<u64>,
+}
+
+impl Span {
+    /// `_PageSize` of runtime/malloc.go.
+    pub const PAGE_SIZE: u64 = 8192;
+    /// `mSpanInUse`.
+    pub const IN_USE: u8 = 1;
+}
+
+/// `runtime.mheap`, of which there is one: `runtime.mheap_`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Heap {
+    /// `allspans`: slice of pointers to every span there ever was.
+    pub allspans: u64,
+    /// `sweepgen`, four bytes: grows by two at each collection.
+    pub sweepgen: u64,
+    /// `pagesInUse`: pages of spans of the collected heap.
+    pub pages_in_use: u64,
 }
 
 /// A function to probe, with the registers of its arguments (Go's ABIInternal).
@@ -148,88 +241,88 @@ pub const GC_MARK_TERMINATION: Probed = Probed {
     arguments: &[],
 };
 
-/// A release whose layout is not known.
+/// The runtime's layout in a release is not known, wholly or in the part that is needed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the runtime's layout in {0} is not known, only in Go 1.19 and 1.21 to 1.27")]
+#[error("{0}")]
 pub struct UnknownLayout(pub String);
 
-/// The layout of a release.
-pub fn layout(version: &GoVersion) -> Result<Layout, UnknownLayout> {
-    let unknown = || UnknownLayout(version.text.clone());
-    if version.major != 1 {
-        return Err(unknown());
+impl Layout {
+    /// The layouts of a binary of this release with these types, if it has its own. In a release
+    /// that was measured, what they lack (a type that nothing in the program uses) is taken from
+    /// the table.
+    pub(super) fn of(
+        version: &GoVersion,
+        own: Option<RuntimeTypes>,
+    ) -> Result<Self, UnknownLayout> {
+        match (own, table::types(version)) {
+            (Some(own), Ok((measured, _))) => {
+                let differences = own.differences(&measured);
+                let mut layout = Self::new(own.or(measured), Source::Dwarf)?;
+                layout.differences = differences;
+                Ok(layout)
+            }
+            (Some(own), Err(_)) => Self::new(own, Source::Dwarf),
+            (None, Ok((measured, release))) => Self::new(measured, Source::Table(release)),
+            (None, Err(reason)) => Err(UnknownLayout(format!(
+                "{reason}, and the executable has no debug information that says them"
+            ))),
+        }
     }
-    // Columns: cycle_size, max_stack, special.kind, _KindSpecialProfile, specialprofile.b,
-    // allocator frames.
-    let (cycle_size, max_stack, kind, kind_profile, bucket, allocator_frames) = match version.minor
-    {
-        19 | 21 | 22 => (32, 32, 10, 2, 16, false),
-        23 => (32, 1024, 10, 3, 16, false),
-        24 => (32, 1024, 16, 3, 24, false),
-        25 => (32, 1024, 16, 4, 24, false),
-        26 => (32, 1024, 16, 4, 24, true),
-        27 => (16, 1024, 16, 4, 24, true),
-        _ => return Err(unknown()),
-    };
-    let (g, channel) = goroutine(version.minor);
-    Ok(Layout {
-        bucket: Bucket {
-            header_size: 48,
-            allnext: 8,
-            typ: 16,
-            size: 32,
-            nstk: 40,
-            cycle_size,
-            max_stack,
-        },
-        special: Special {
-            kind,
-            kind_profile,
-            bucket,
-        },
-        g,
-        channel,
-        allocator_frames,
-    })
-}
 
-/// `runtime.g` and `sudog.c` of a minor release of Go 1.
-fn goroutine(minor: u32) -> (G, Channel) {
-    // Columns: sched.bp - sched, atomicstatus, gopc, waiting, sudog.c, hchan.recvq. `goid` follows the status
-    // by 8, `waitsince` by 24, `waitreason` by 32.
-    let (bp, status, gopc, waiting, sudog_c, recvq) = match minor {
-        19 => (48, 144, 296, 328, 80, 56),
-        21 | 22 => (48, 144, 280, 312, 80, 56),
-        23 | 24 => (48, 152, 288, 320, 80, 64),
-        25 => (40, 144, 280, 312, 80, 64),
-        _ => (40, 144, 288, 320, 88, 64),
-    };
-    let g = G {
-        size: waiting + 8,
-        stack: 0,
-        sched: 56,
-        sched_bp: 56 + bp,
-        status,
-        goid: status + 8,
-        waitsince: status + 24,
-        waitreason: status + 32,
-        gopc,
-        waiting,
-    };
-    (g, Channel { sudog_c, recvq })
+    fn new(types: RuntimeTypes, source: Source) -> Result<Self, UnknownLayout> {
+        Ok(Self {
+            bucket: types.bucket()?,
+            special: types.special()?,
+            g: types.g()?,
+            channel: types.channel()?,
+            span: types.span()?,
+            heap: types.heap()?,
+            source,
+            differences: Vec::new(),
+            types: Arc::new(types),
+        })
+    }
+
+    /// Offset in bytes of a field of one of the structs of `runtime_types.rs`, as in
+    /// `offset("runtime.mheap", "reclaimCredit")`.
+    pub fn offset(&self, of: &str, field: &str) -> Result<u64, UnknownLayout> {
+        Ok(self.types.field(of, field)?.offset.into())
+    }
+
+    /// Size in bytes of a field.
+    pub fn field_size(&self, of: &str, field: &str) -> Result<u64, UnknownLayout> {
+        Ok(self.types.field(of, field)?.size.into())
+    }
+
+    /// Size in bytes of one of these structs.
+    pub fn size_of(&self, of: &str) -> Result<u64, UnknownLayout> {
+        self.types.size_of(of)
+    }
+
+    /// One of the integer constants of `runtime_types.rs`, as in `constant("runtime._PageSize")`.
+    pub fn constant(&self, name: &str) -> Result<i64, UnknownLayout> {
+        self.types.constant(name)
+    }
+
+    /// Checks that the arguments of a function to be probed arrive in the registers where the
+    /// kernel side looks for them.
+    pub fn check_arguments(&self, probed: &Probed) -> Result<(), UnknownLayout> {
+        let Some(arguments) = self.types.functions.get(probed.name) else {
+            return Err(from_types::missing(probed.name));
+        };
+        for (name, register) in probed.arguments {
+            let found = arguments.iter().find(|argument| argument.name == *name);
+            let registers = found.map(|argument| &argument.registers[..]);
+            if registers != Some(&[format!("{register:?}").as_str()][..]) {
+                return Err(UnknownLayout(format!(
+                    "argument `{name}` of `{}` is not in {register:?}",
+                    probed.name
+                )));
+            }
+        }
+        Ok(())
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn releases_that_were_not_measured_are_refused() {
-        let of = |text: &str| layout(&GoVersion::parse(text).unwrap());
-        for text in ["go1.18.1", "go1.20.14", "go1.28", "go2.21", "go1.0"] {
-            assert_eq!(of(text), Err(UnknownLayout(text.to_owned())));
-        }
-        assert_eq!(of("go1.27.3").unwrap().bucket.total_size(5), 48 + 40 + 64);
-        assert_eq!(of("go1.26.6").unwrap().bucket.total_size(5), 48 + 40 + 128);
-    }
-}
+mod tests;

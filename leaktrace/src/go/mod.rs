@@ -17,10 +17,13 @@ pub(crate) mod version;
 mod pclntab;
 mod moduledata;
 mod variable;
+mod runtime_types;
+mod table;
+mod dwarf;
 pub mod layout;
 
 use std::collections::HashMap;
-use std::sync::Mutex;
+use std::sync::{Mutex, OnceLock};
 
 use bytes::Bytes;
 
@@ -28,8 +31,13 @@ pub use variable::{GoVariable, Located};
 pub use version::GoVersion;
 
 use elf::Elf;
+use layout::{Layout, UnknownLayout};
 use moduledata::ModuleData;
 use pclntab::Pclntab;
+use runtime_types::RuntimeTypes;
+
+/// Debug information larger than this is not read, in bytes, uncompressed.
+const MAX_DEBUG_INFO: u64 = 1 << 28;
 
 /// Why a file cannot be read as a Go binary.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -111,6 +119,7 @@ pub struct GoBinary {
     pclntab: Pclntab,
     module: ModuleData,
     found: Mutex<HashMap<String, Option<Function>>>,
+    layout: OnceLock<Result<Layout, UnknownLayout>>,
 }
 
 impl GoBinary {
@@ -143,6 +152,7 @@ impl GoBinary {
             pclntab,
             module,
             found: Mutex::default(),
+            layout: OnceLock::new(),
         }))
     }
 
@@ -280,6 +290,25 @@ impl GoBinary {
     /// why the table could not be found.
     pub fn wait_reasons(&self) -> Result<Vec<String>, String> {
         variable::wait_reasons(self)
+    }
+
+    /// What its runtime's structs look like in memory: by its own debug information, else by the
+    /// table of measured releases.
+    pub fn layout(&self) -> Result<&Layout, UnknownLayout> {
+        let made = self.layout.get_or_init(|| {
+            let own = self.runtime_types();
+            Layout::of(&self.version, own)
+        });
+        made.as_ref().map_err(Clone::clone)
+    }
+
+    /// The runtime's types by the binary's debug information. `None`: it has none that can be read.
+    fn runtime_types(&self) -> Option<RuntimeTypes> {
+        let section = |name| self.elf.debug_section(name, MAX_DEBUG_INFO);
+        let (info, abbreviations) = (section("info")?, section("abbrev")?);
+        let types = dwarf::read(&info, &abbreviations).ok()?;
+        // Debug information without the runtime's: a C program's, or another tool's.
+        (!types.structs.is_empty()).then_some(types)
     }
 
     /// Where a variable of the runtime is. The error is the reason why it is not known.

@@ -285,9 +285,40 @@ fn facts_about_the_binary() {
             assert_eq!(binary.go_build_id().unwrap().matches('/').count(), 3);
             let noted = readelf_build_id(&path);
             assert_eq!(binary.gnu_build_id(), noted.as_deref());
-            assert!(layout::layout(binary.version()).is_ok());
+            assert!(binary.layout().is_ok());
         }
     }
+}
+
+/// The table says what each toolchain makes: `cargo xtask go-layouts` would write it the same.
+#[test]
+fn the_table_is_what_debug_information_says() {
+    for toolchain in testing::toolchains() {
+        let with_everything = testing::build(&toolchain, Mode::Plain, EVERYTHING);
+        let binary = open(&with_everything);
+        let (measured, _) = table::types(binary.version()).unwrap();
+        let own = binary.runtime_types().unwrap();
+        assert!(own.structs.len() > 40 && own.constants.len() > 20);
+        assert!(own == measured, "go1.{}", toolchain.minor);
+        // A program that uses less has no more to say, and the same.
+        for mode in Mode::all() {
+            let binary = open(&testing::build(&toolchain, mode, PPROF_PROGRAM));
+            let layout = binary.layout().unwrap();
+            assert_eq!(layout.differences, [""; 0]);
+            let from = match mode.stripped() {
+                true => matches!(layout.source, layout::Source::Table(_)),
+                false => layout.source == layout::Source::Dwarf,
+            };
+            assert!(from, "{mode:?}: {:?}", layout.source);
+            assert_eq!(layout.bucket, measured_layout(&binary).bucket);
+        }
+    }
+}
+
+const EVERYTHING: &str = include_str!("testing/everything.go");
+
+fn measured_layout(binary: &GoBinary) -> Layout {
+    Layout::of(binary.version(), None).unwrap()
 }
 
 fn readelf_build_id(path: &std::path::Path) -> Option<String> {

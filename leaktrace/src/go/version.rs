@@ -42,6 +42,26 @@ impl GoVersion {
     }
 }
 
+impl GoVersion {
+    /// Whether it is a release: no beta, release candidate or development version. What follows the
+    /// number after a space or a dash is a distributor's or names experiments.
+    pub(super) fn is_release(&self) -> bool {
+        let number = self.text.strip_prefix("go").unwrap_or_default();
+        let end = number.find([' ', '-', '+']).unwrap_or(number.len());
+        let mut parts = number[..end].split('.');
+        self.text.starts_with("go") && parts.all(|part| part.parse::<u32>().is_ok())
+    }
+
+    /// The GOEXPERIMENTs it was built with that differ from the release's own (`X:a,b`).
+    pub(super) fn experiments(&self) -> impl Iterator<Item = &str> {
+        let experiments = self
+            .text
+            .split(' ')
+            .find_map(|word| word.strip_prefix("X:"));
+        experiments.into_iter().flat_map(|names| names.split(','))
+    }
+}
+
 fn number(text: &str) -> Option<(u32, &str)> {
     let end = text
         .find(|c: char| !c.is_ascii_digit())

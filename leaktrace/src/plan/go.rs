@@ -3,7 +3,7 @@
 use super::{GoFacts, GoSampler, Plan, Uprobe, placement};
 use crate::go::{
     GoVariable,
-    layout::{FREE_SPECIAL, GC_MARK_TERMINATION, Probed, SET_PROFILE_BUCKET, layout},
+    layout::{FREE_SPECIAL, GC_MARK_TERMINATION, Probed, SET_PROFILE_BUCKET},
 };
 
 const HEAP: &str = "Go heap allocations";
@@ -53,7 +53,11 @@ fn sampler(go: &GoFacts<'_>, sample_rate: u64) -> Result<GoSampler, String> {
         buckets: variable(GoVariable::MBuckets)?,
         rate: variable(GoVariable::MemProfileRate)?,
         sample_rate,
-        layout: layout(go.binary.version()).map_err(|error| error.to_string())?,
+        layout: go
+            .binary
+            .layout()
+            .map_err(|error| error.to_string())?
+            .clone(),
         bias: go.bias,
     })
 }
