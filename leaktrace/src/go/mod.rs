@@ -82,6 +82,20 @@ pub enum FoundBy {
     Pclntab,
     /// The operands of two functions that use it and agree; the binary is stripped.
     Code,
+    /// What it holds; the binary is stripped.
+    Content,
+}
+
+impl FoundBy {
+    /// In words, as `check` prints it.
+    pub fn name(self) -> &'static str {
+        match self {
+            FoundBy::Symtab => "symtab",
+            FoundBy::Pclntab => "pclntab",
+            FoundBy::Code => "code operands",
+            FoundBy::Content => "content",
+        }
+    }
 }
 
 /// A function of the binary.

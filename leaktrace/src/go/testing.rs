@@ -29,24 +29,39 @@ pub(crate) enum Mode {
     /// With `import "C"`, linked by the C compiler.
     Cgo,
     StrippedCgo,
+    /// With `import "C"`, linked by the C compiler with a static libc.
+    Static,
+    StrippedStatic,
 }
 
 impl Mode {
     /// Those that can be built here.
     pub(crate) fn all() -> Vec<Mode> {
         let pure = [Mode::Plain, Mode::Stripped, Mode::Pie, Mode::StrippedPie];
-        let cgo = [Mode::Cgo, Mode::StrippedCgo];
+        let cgo = [
+            Mode::Cgo,
+            Mode::StrippedCgo,
+            Mode::Static,
+            Mode::StrippedStatic,
+        ];
         pure.into_iter()
             .chain(cgo.into_iter().filter(|_| has_c_compiler()))
             .collect()
     }
 
     pub(crate) fn cgo(self) -> bool {
-        matches!(self, Mode::Cgo | Mode::StrippedCgo)
+        matches!(self, Mode::Cgo | Mode::StrippedCgo) || self.is_static()
+    }
+
+    pub(crate) fn is_static(self) -> bool {
+        matches!(self, Mode::Static | Mode::StrippedStatic)
     }
 
     pub(crate) fn stripped(self) -> bool {
-        matches!(self, Mode::Stripped | Mode::StrippedPie | Mode::StrippedCgo)
+        matches!(
+            self,
+            Mode::Stripped | Mode::StrippedPie | Mode::StrippedCgo | Mode::StrippedStatic
+        )
     }
 
     pub(crate) fn pie(self) -> bool {
@@ -54,7 +69,8 @@ impl Mode {
     }
 }
 
-/// All toolchains of this machine; none is a skip (see the module).
+/// The toolchains to test with: the oldest and the newest of this machine, all of them with
+/// `LEAKTRACE_GO_VERSIONS=all`; none is a skip (see the module).
 pub(crate) fn toolchains() -> Vec<Toolchain> {
     let cache = std::env::var_os("XDG_CACHE_HOME")
         .map(PathBuf::from)
@@ -88,6 +104,10 @@ pub(crate) fn toolchains() -> Vec<Toolchain> {
             "{missing}"
         );
         eprintln!("skipped: {missing}");
+    }
+    let all = std::env::var_os("LEAKTRACE_GO_VERSIONS").is_some_and(|which| which == "all");
+    if !all && found.len() > 2 {
+        found.drain(1..found.len() - 1);
     }
     found
 }
@@ -146,21 +166,19 @@ pub(crate) fn build(toolchain: &Toolchain, mode: Mode, source: &str) -> PathBuf 
         .current_dir(work.path())
         .env("CGO_ENABLED", if cgo { "1" } else { "0" });
     command.args(["build", "-trimpath", "-o", "built"]);
+    let mut linker = Vec::new();
     if mode.stripped() {
-        command.args(["-ldflags", "-s -w"]);
-    }
-    if mode.pie() {
-        command.arg("-buildmode=pie");
+        linker.extend(["-s", "-w"]);
     }
     if cgo {
-        command.args([
-            "-ldflags",
-            if mode.stripped() {
-                "-s -w -linkmode=external"
-            } else {
-                "-linkmode=external"
-            },
-        ]);
+        linker.push("-linkmode=external");
+    }
+    if mode.is_static() {
+        linker.push("-extldflags=-static");
+    }
+    command.args(["-ldflags", &linker.join(" ")]);
+    if mode.pie() {
+        command.arg("-buildmode=pie");
     }
     let output = command.arg("main.go").output().unwrap();
     assert!(

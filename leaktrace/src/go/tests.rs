@@ -224,6 +224,7 @@ fn stripped_binaries_keep_their_functions_and_variables() {
         (Mode::Plain, Mode::Stripped),
         (Mode::Pie, Mode::StrippedPie),
         (Mode::Cgo, Mode::StrippedCgo),
+        (Mode::Static, Mode::StrippedStatic),
     ];
     for toolchain in testing::toolchains() {
         let here = Mode::all();
@@ -231,16 +232,16 @@ fn stripped_binaries_keep_their_functions_and_variables() {
             let full = open(&testing::build(&toolchain, mode, PPROF_PROGRAM));
             let stripped = open(&testing::build(&toolchain, stripped_mode, PPROF_PROGRAM));
             let what = format!("go1.{} {mode:?}", toolchain.minor);
-            for variable in [
-                GoVariable::MBuckets,
-                GoVariable::MemProfileRate,
-                GoVariable::AllGs,
-                GoVariable::WaitReasonStrings,
-            ] {
+            for variable in GoVariable::ALL {
                 let expected = full.variable(variable).unwrap();
-                let found = stripped.variable(variable).unwrap();
+                let found = stripped.variable(variable);
+                let found = found.unwrap_or_else(|error| panic!("{what} {variable:?}: {error}"));
                 assert_eq!(expected.found_by, FoundBy::Symtab);
-                assert_eq!(found.found_by, FoundBy::Code);
+                let by = match variable {
+                    GoVariable::WaitReasonStrings => FoundBy::Content,
+                    _ => FoundBy::Code,
+                };
+                assert_eq!(found.found_by, by);
                 assert_eq!(found.address, expected.address, "{what} {variable:?}");
             }
             let reasons = stripped.wait_reasons().unwrap();

@@ -17,18 +17,52 @@ pub enum GoVariable {
     MemProfileRate,
     /// `runtime.allgs`: slice of `*g` (runtime/proc.go).
     AllGs,
+    /// `runtime.allglen`: length of `allgs`, eight bytes, stored after the element is there
+    /// (runtime/proc.go).
+    AllGLen,
     /// `runtime.waitReasonStrings`: array of strings (runtime/runtime2.go).
     WaitReasonStrings,
+    /// `runtime.mheap_`: the heap, an `mheap` (runtime/mheap.go).
+    MHeap,
+    /// `runtime.memstats`: statistics, an `mstats` (runtime/mstats.go).
+    MemStats,
+    /// `runtime.gcController`: the collector's pacing and more statistics, a `gcControllerState`
+    /// (runtime/mgcpacer.go).
+    GcController,
+    /// `runtime.gcphase`: four bytes, `_GCoff`, `_GCmark` or `_GCmarktermination` (runtime/mgc.go).
+    GcPhase,
+    /// `runtime.writeBarrier`: its first byte is not zero while the collector marks (runtime/mgc.go).
+    WriteBarrier,
 }
 
 impl GoVariable {
+    /// All of them.
+    pub const ALL: [GoVariable; 10] = [
+        GoVariable::MBuckets,
+        GoVariable::MemProfileRate,
+        GoVariable::AllGs,
+        GoVariable::AllGLen,
+        GoVariable::WaitReasonStrings,
+        GoVariable::MHeap,
+        GoVariable::MemStats,
+        GoVariable::GcController,
+        GoVariable::GcPhase,
+        GoVariable::WriteBarrier,
+    ];
+
     /// Its name in the symbol table.
     pub fn symbol(self) -> &'static str {
         match self {
             GoVariable::MBuckets => "runtime.mbuckets",
             GoVariable::MemProfileRate => "runtime.MemProfileRate",
             GoVariable::AllGs => "runtime.allgs",
+            GoVariable::AllGLen => "runtime.allglen",
             GoVariable::WaitReasonStrings => "runtime.waitReasonStrings",
+            GoVariable::MHeap => "runtime.mheap_",
+            GoVariable::MemStats => "runtime.memstats",
+            GoVariable::GcController => "runtime.gcController",
+            GoVariable::GcPhase => "runtime.gcphase",
+            GoVariable::WriteBarrier => "runtime.writeBarrier",
         }
     }
 }
@@ -58,12 +92,115 @@ pub(super) fn locate(binary: &GoBinary, variable: GoVariable) -> Result<Located,
         GoVariable::MBuckets => mbuckets(binary)?,
         GoVariable::MemProfileRate => mem_profile_rate(binary)?,
         GoVariable::AllGs => allgs(binary)?,
+        GoVariable::AllGLen => allglen(binary)?,
         GoVariable::WaitReasonStrings => wait_reason_strings(binary)?,
+        GoVariable::MHeap => {
+            let alloc = "runtime.(*mheap).alloc";
+            let grow = receiver(binary, "runtime.(*mcentral).grow", alloc)?;
+            let large = receiver(binary, "runtime.(*mcache).allocLarge", alloc)?;
+            agree(grow == large, name, "runtime.(*mcache).allocLarge")?;
+            grow
+        }
+        GoVariable::MemStats => {
+            let acquire = "runtime.(*consistentHeapStats).acquire";
+            let refill = receiver(binary, "runtime.(*mcache).refill", acquire)?;
+            let span = receiver(binary, "runtime.(*mheap).allocSpan", acquire)?;
+            agree(refill == span, name, "runtime.(*mheap).allocSpan")?;
+            let layout = binary.layout().map_err(|error| error.to_string())?;
+            let inside = layout.offset("runtime.mstats", "heapStats");
+            refill.wrapping_sub(inside.map_err(|error| error.to_string())?)
+        }
+        GoVariable::GcController => {
+            let update = "runtime.(*gcControllerState).update";
+            let refill = receiver(binary, "runtime.(*mcache).refill", update)?;
+            let start = "runtime.(*gcControllerState).startCycle";
+            let cycle = receiver(binary, "runtime.gcStart", start)?;
+            agree(refill == cycle, name, "runtime.gcStart")?;
+            refill
+        }
+        GoVariable::GcPhase => gc_phase(binary)?,
+        GoVariable::WriteBarrier => write_barrier(binary)?,
     };
     Ok(Located {
         address,
-        found_by: FoundBy::Code,
+        found_by: match variable {
+            GoVariable::WaitReasonStrings => FoundBy::Content,
+            _ => FoundBy::Code,
+        },
     })
+}
+
+/// The variable whose address is in RAX, the receiver, when `function` calls `method`.
+fn receiver(binary: &GoBinary, function: &str, method: &str) -> Result<u64, String> {
+    let uses = Operands::of(binary, function)?.uses;
+    let missing = || format!("no function `{method}`");
+    let entry = binary.function(method).ok_or_else(missing)?.entry;
+    let call = uses.iter().position(|of| *of == Use::Call(entry));
+    let before = call.map_or(&[][..], |call| &uses[..call]);
+    let found = before.iter().rev().find_map(|of| match of {
+        Use::Address(Register::RAX, address) => Some(Some(*address)),
+        Use::Call(_) => Some(None),
+        _ => None,
+    });
+    found
+        .flatten()
+        .ok_or_else(|| format!("`{function}` does not call `{method}` on a variable"))
+}
+
+/// Of the two variables that `forEachGRace` loads (`allglen` and `allgptr`) the one that `allgadd`
+/// does not compare with anything, but stores to by its address.
+fn allglen(binary: &GoBinary) -> Result<u64, String> {
+    let loads = Operands::of(binary, "runtime.forEachGRace")?.loads();
+    let added = Operands::of(binary, "runtime.allgadd")?.uses;
+    let mut found = loads.into_iter().filter(|load| {
+        let stored = |of: &Use| matches!(of, Use::Address(_, address) if address == load);
+        let other = |of: &Use| of.variable() == Some(*load) && !stored(of);
+        added.iter().any(stored) && !added.iter().any(other)
+    });
+    match (found.next(), found.next()) {
+        (Some(address), None) => Ok(address),
+        _ => Err("`runtime.allgadd` does not tell `runtime.allglen`".to_owned()),
+    }
+}
+
+/// The variable whose address is taken, for an exchange, and that is then loaded with four bytes, in
+/// `gcStart` and in `gcMarkTermination` (`setGCPhase`, inlined).
+fn gc_phase(binary: &GoBinary) -> Result<u64, String> {
+    let exchanged = |function: &str| {
+        let uses = Operands::of(binary, function)?.uses;
+        let mut pairs = uses.windows(2).filter_map(|pair| match pair {
+            [Use::Address(_, exchanged), Use::Load32(loaded)] if exchanged == loaded => {
+                Some(*loaded)
+            }
+            _ => None,
+        });
+        let first = pairs.next();
+        first
+            .filter(|first| pairs.all(|other| other == *first))
+            .ok_or_else(|| format!("`{function}` does not tell `runtime.gcphase`"))
+    };
+    let start = exchanged("runtime.gcStart")?;
+    let end = exchanged("runtime.gcMarkTermination")?;
+    agree(start == end, "runtime.gcphase", "runtime.gcMarkTermination")?;
+    Ok(start)
+}
+
+/// The one variable that `allgadd` compares with zero as four bytes; `gcStart` stores a byte there.
+fn write_barrier(binary: &GoBinary) -> Result<u64, String> {
+    let added = Operands::of(binary, "runtime.allgadd")?.uses;
+    let mut tested = added.iter().filter_map(|of| match of {
+        Use::Test32(address) => Some(*address),
+        _ => None,
+    });
+    let unknown = || "`runtime.allgadd` does not tell `runtime.writeBarrier`".to_owned();
+    let address = tested.next().ok_or_else(unknown)?;
+    if tested.any(|other| other != address) {
+        return Err(unknown());
+    }
+    let start = Operands::of(binary, "runtime.gcStart")?.uses;
+    let stored = start.contains(&Use::Store8(address));
+    agree(stored, "runtime.writeBarrier", "runtime.gcStart")?;
+    Ok(address)
 }
 
 /// The only variable that `mProf_FlushLocked` touches; `stkbucket` touches it among others.
@@ -90,7 +227,7 @@ fn mem_profile_rate(binary: &GoBinary) -> Result<u64, String> {
     let last = |function: &str| {
         let operands = Operands::of(binary, function)?;
         operands
-            .loads
+            .loads()
             .last()
             .copied()
             .ok_or_else(|| format!("no variable is loaded in `{function}`"))
@@ -181,7 +318,7 @@ fn allgs(binary: &GoBinary) -> Result<u64, String> {
             headers.len()
         ));
     };
-    let other = Operands::of(binary, "runtime.forEachG")?.loads;
+    let other = Operands::of(binary, "runtime.forEachG")?.loads();
     let both = other.contains(&address) && other.contains(&(address + 8));
     agree(both, "runtime.allgs", "runtime.forEachG")?;
     Ok(address)
@@ -193,12 +330,42 @@ fn agree(agrees: bool, variable: &str, function: &str) -> Result<(), String> {
         .ok_or_else(|| format!("`{function}` does not confirm `{variable}`"))
 }
 
-/// The variables that a function's RIP-relative operands name.
+/// What a function's RIP-relative operands name, and what it calls, in the order of the code.
 struct Operands {
-    /// Loaded with `mov r64, [rip+…]`, in the order of the code.
-    loads: Vec<u64>,
-    /// Stored to, compared, or whose address is taken.
-    others: Vec<u64>,
+    uses: Vec<Use>,
+}
+
+/// One use of a variable, by its address, or a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Use {
+    /// `mov r64, [rip+…]`.
+    Load64(u64),
+    /// `mov r32, [rip+…]`.
+    Load32(u64),
+    /// `mov [rip+…], r8`.
+    Store8(u64),
+    /// `cmp dword [rip+…], 0`.
+    Test32(u64),
+    /// `lea r64, [rip+…]`.
+    Address(Register, u64),
+    /// Anything else.
+    Other(u64),
+    /// A direct call.
+    Call(u64),
+}
+
+impl Use {
+    fn variable(&self) -> Option<u64> {
+        match self {
+            Use::Load64(address)
+            | Use::Load32(address)
+            | Use::Store8(address)
+            | Use::Test32(address)
+            | Use::Address(_, address)
+            | Use::Other(address) => Some(*address),
+            Use::Call(_) => None,
+        }
+    }
 }
 
 impl Operands {
@@ -208,32 +375,46 @@ impl Operands {
         let function = binary.function(name).ok_or_else(missing)?;
         let code = binary.code(&function).ok_or_else(missing)?;
         let code = &code[..code.len().min(MAX_CODE)];
-        let mut operands = Operands {
-            loads: Vec::new(),
-            others: Vec::new(),
-        };
-        for instruction in Decoder::with_ip(64, code, function.entry, DecoderOptions::NONE).iter() {
-            let memory = (0..instruction.op_count())
-                .any(|operand| instruction.op_kind(operand) == OpKind::Memory);
-            if !memory || instruction.memory_base() != Register::RIP {
-                continue;
+        let decoded = Decoder::with_ip(64, code, function.entry, DecoderOptions::NONE);
+        let uses = decoded.into_iter().filter_map(|instruction| {
+            if instruction.code() == Code::Call_rel32_64 {
+                return Some(Use::Call(instruction.near_branch_target()));
+            }
+            let mut operands = 0..instruction.op_count();
+            let has_memory = operands.any(|at| instruction.op_kind(at) == OpKind::Memory);
+            if !has_memory || instruction.memory_base() != Register::RIP {
+                return None;
             }
             let address = instruction.ip_rel_memory_address();
-            if !binary.elf.is_data(address) {
-                continue;
-            }
-            if instruction.code() == Code::Mov_r64_rm64 {
-                operands.loads.push(address);
-            } else {
-                operands.others.push(address);
-            }
-        }
-        Ok(operands)
+            binary
+                .elf
+                .is_data(address)
+                .then(|| match instruction.code() {
+                    Code::Mov_r64_rm64 => Use::Load64(address),
+                    Code::Mov_r32_rm32 => Use::Load32(address),
+                    Code::Mov_rm8_r8 => Use::Store8(address),
+                    Code::Cmp_rm32_imm8 if instruction.immediate8() == 0 => Use::Test32(address),
+                    Code::Lea_r64_m => Use::Address(instruction.op0_register(), address),
+                    _ => Use::Other(address),
+                })
+        });
+        Ok(Operands {
+            uses: uses.collect(),
+        })
+    }
+
+    /// The variables that are loaded with eight bytes, in the order of the code.
+    fn loads(&self) -> Vec<u64> {
+        let loads = self.uses.iter().filter_map(|of| match of {
+            Use::Load64(address) => Some(*address),
+            _ => None,
+        });
+        loads.collect()
     }
 
     /// All of them, sorted, each once.
     fn addresses(&self) -> Vec<u64> {
-        let mut all: Vec<u64> = self.loads.iter().chain(&self.others).copied().collect();
+        let mut all: Vec<u64> = self.uses.iter().filter_map(Use::variable).collect();
         all.sort_unstable();
         all.dedup();
         all
