@@ -146,6 +146,60 @@ pub const EVENT_GC: u32 = 5;
 /// The target called `execve` and is another program now.
 pub const EVENT_EXEC: u32 = 6;
 
+/// An object of the Go heap that our own sampling took, where the runtime's sampler is off.
+///
+/// The probe stands where an allocation has just got a fresh span: the object is the first of all that
+/// will be allocated in that span's free slots, and stands for them. Objects of more than 32 KiB have a
+/// span each and stand for themselves. A hit that stands for `stands_for` bytes is taken with the chance
+/// `stands_for / rate`, at most 1, while the probe is attached, which it is for `share` of the time.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct GoSample {
+    /// When it was allocated.
+    pub born: Ktime,
+    /// Its address.
+    pub address: u64,
+    /// Address of its span's `runtime.mspan`.
+    pub span: u64,
+    /// Its size in bytes, as the allocator rounds it.
+    pub size: u64,
+    /// Bytes that the hit stands for.
+    pub stands_for: u64,
+    /// The rate in force, in bytes.
+    pub rate: u64,
+    /// The share in force, in millionths.
+    pub share: u32,
+    /// `runtime.mheap_.sweepgen` at its birth.
+    pub sweepgen: u32,
+    /// Frames in use.
+    pub len: u16,
+    /// Its size class (`spanclass >> 1`); zero for an object with a span of its own.
+    pub size_class: u16,
+    /// `STACK_…` flags.
+    pub flags: u32,
+    /// Code addresses in the target, innermost first: the instruction pointer, then return addresses.
+    pub frames: [u64; MAX_FRAMES],
+}
+
+/// How densely our own sampling takes Go objects, for one kind of hit.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct GoSampling {
+    /// Bytes for each sample on average, while the probe is attached.
+    pub rate: u64,
+    /// Share of the time for which the probe is attached, in millionths.
+    pub share: u32,
+    /// Zero: keeps the record free of padding.
+    pub reserved: u32,
+}
+
+/// Index of [`GoSampling`] and of the hit counters: a span was refilled for objects of up to 32 KiB.
+pub const GO_REFILL: u32 = 0;
+/// The same for an object with a span of its own.
+pub const GO_LARGE: u32 = 1;
+/// Kinds of hits.
+pub const GO_HIT_KINDS: u32 = 2;
+
 /// Causes of loss, counted by the kernel side: index into the `LOSSES` per-CPU array.
 pub mod loss {
     /// A record did not fit the ring buffer.
@@ -169,8 +223,10 @@ pub mod loss {
     pub const FREE_OF_UNSEEN: u32 = 8;
     /// The target's memory at a probe's argument could not be read.
     pub const ARGUMENT_UNREADABLE: u32 = 9;
+    /// A sampled object did not fit its ring buffer.
+    pub const SAMPLE_RING_FULL: u32 = 10;
     /// Number of causes.
-    pub const COUNT: u32 = 10;
+    pub const COUNT: u32 = 11;
 }
 
 const _: () = assert!(size_of::<SiteKey>() == 16, "SiteKey has padding");
@@ -182,10 +238,17 @@ const _: () = assert!(
 );
 const _: () = assert!(size_of::<FrameRule>() == 8, "FrameRule has padding");
 const _: () = assert!(size_of::<VmEvent>() == 64, "VmEvent has padding");
+const _: () = assert!(
+    size_of::<GoSample>() == 64 + 8 * MAX_FRAMES,
+    "GoSample has padding"
+);
+const _: () = assert!(size_of::<GoSampling>() == 16, "GoSampling has padding");
 
 #[cfg(feature = "user")]
 mod user {
-    use super::{FrameRule, LiveObject, SiteCounters, SiteKey, StackRecord, VmEvent};
+    use super::{
+        FrameRule, GoSample, GoSampling, LiveObject, SiteCounters, SiteKey, StackRecord, VmEvent,
+    };
 
     // SAFETY: repr(C), integers only, no padding (asserted above): any bytes are a valid value.
     unsafe impl aya::Pod for SiteKey {}
@@ -199,4 +262,8 @@ mod user {
     unsafe impl aya::Pod for FrameRule {}
     // SAFETY: as above.
     unsafe impl aya::Pod for VmEvent {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for GoSample {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for GoSampling {}
 }

@@ -7,7 +7,7 @@
 //! places the probes where these registers still hold them.
 
 use aya_ebpf::{Global, helpers::bpf_probe_read_user, programs::ProbeContext};
-use leaktrace_common::{EVENT_GC, KIND_GO_HEAP, StackId, VmEvent};
+use leaktrace_common::{KIND_GO_HEAP, StackId};
 
 use crate::{
     events, live,
@@ -54,20 +54,17 @@ pub fn try_gc() -> Result<(), Loss> {
         return Ok(());
     };
     add(cycles, 1);
-    events::send(VmEvent {
-        event: EVENT_GC,
-        ..VmEvent::default()
-    })
+    events::collection()
 }
 
 #[inline(always)]
-fn registers(ctx: &ProbeContext) -> &aya_ebpf::bindings::pt_regs {
+pub fn registers(ctx: &ProbeContext) -> &aya_ebpf::bindings::pt_regs {
     // SAFETY: the context of a uprobe program is the target's registers.
     unsafe { &*ctx.regs }
 }
 
 #[inline(always)]
-fn read<T>(base: u64, offset: &Global<u32>) -> Result<T, Loss> {
+pub fn read<T>(base: u64, offset: &Global<u32>) -> Result<T, Loss> {
     let address = base.wrapping_add(u64::from(offset.load())) as *const T;
     // SAFETY: the helper copies from the target's memory and fails rather than faults.
     unsafe { bpf_probe_read_user(address) }.map_err(|_| Loss::ArgumentUnreadable)

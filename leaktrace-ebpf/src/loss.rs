@@ -18,6 +18,7 @@ pub enum Loss {
     StackUnreadable = loss::STACK_UNREADABLE,
     FreeOfUnseen = loss::FREE_OF_UNSEEN,
     ArgumentUnreadable = loss::ARGUMENT_UNREADABLE,
+    SampleRingFull = loss::SAMPLE_RING_FULL,
 }
 
 /// Adds one to the count of `cause`.

@@ -19,6 +19,7 @@ mod events;
 mod call;
 mod vm;
 mod go;
+mod refill;
 
 use aya_ebpf::{
     EbpfContext,
@@ -89,6 +90,18 @@ fn go_free(ctx: ProbeContext) -> u32 {
 #[uprobe]
 fn go_gc(ctx: ProbeContext) -> u32 {
     entry(&ctx, |_| go::try_gc())
+}
+
+/// In `runtime.(*mcache).nextFree`: an allocation got a fresh span.
+#[uprobe]
+fn go_refill(ctx: ProbeContext) -> u32 {
+    entry(&ctx, refill::try_refill)
+}
+
+/// In `runtime.(*mcache).allocLarge`: an object got a span of its own.
+#[uprobe]
+fn go_large(ctx: ProbeContext) -> u32 {
+    entry(&ctx, refill::try_large)
 }
 
 /// Runs `body` if the current process is the target. The log is for diagnosis: unless user space

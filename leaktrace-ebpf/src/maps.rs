@@ -4,7 +4,10 @@ use aya_ebpf::{
     macros::map,
     maps::{Array, HashMap, PerCpuArray, PerCpuHashMap, RingBuf},
 };
-use leaktrace_common::{FrameRule, LiveObject, SiteCounters, SiteKey, StackId, StackRecord, loss};
+use leaktrace_common::{
+    FrameRule, GO_HIT_KINDS, GoSampling, LiveObject, SiteCounters, SiteKey, StackId, StackRecord,
+    loss,
+};
 
 /// Every distinct stack, by the hash of its frames.
 #[map]
@@ -43,3 +46,15 @@ pub static SCRATCH: PerCpuArray<StackRecord> = PerCpuArray::with_max_entries(1, 
 /// Garbage collections completed since the attach: one value.
 #[map]
 pub static GC_CYCLES: Array<u64> = Array::with_max_entries(1, 0);
+
+/// Objects of the Go heap that our own sampling took.
+#[map]
+pub static SAMPLES: RingBuf = RingBuf::with_byte_size(4096, 0);
+
+/// How densely it takes them, by kind of hit; user space changes it during the run.
+#[map]
+pub static GO_SAMPLING: Array<GoSampling> = Array::with_max_entries(GO_HIT_KINDS, 0);
+
+/// Hits of its probes, by kind.
+#[map]
+pub static GO_HITS: PerCpuArray<u64> = PerCpuArray::with_max_entries(GO_HIT_KINDS, 0);

@@ -46,6 +46,9 @@ pub(crate) struct Record {
     /// Families of probes: auto, or some of vm,go.
     #[arg(long, value_delimiter = ',', default_value = "auto")]
     probe: Vec<Family>,
+    /// Bytes for each sample, where leaktrace samples a Go heap itself because the runtime does not.
+    #[arg(long, value_name = "SIZE", default_value = "512KiB", value_parser = sample_bytes)]
+    sample: u64,
     /// Objects followed at one time; each takes about 100 bytes of kernel memory.
     #[arg(long, value_name = "N", default_value_t = MapSizes::default().live_objects, value_parser = entries())]
     live_objects: u32,
@@ -85,6 +88,7 @@ impl Record {
                 vm: has(Family::Vm),
                 go: has(Family::Go),
             },
+            sample_bytes: self.sample,
             sizes: MapSizes {
                 live_objects: self.live_objects,
                 stacks: self.stacks,
@@ -236,6 +240,14 @@ fn ring_bytes(text: &str) -> Result<u32, String> {
         Ok(bytes as u32)
     } else {
         Err("the size must be a power of two, from 4KiB to 1GiB".to_owned())
+    }
+}
+
+fn sample_bytes(text: &str) -> Result<u64, String> {
+    const RANGE: std::ops::RangeInclusive<u64> = 1024..=1 << 30;
+    match size(text)? {
+        bytes if RANGE.contains(&bytes) => Ok(bytes),
+        _ => Err("the size must be from 1KiB to 1GiB".to_owned()),
     }
 }
 

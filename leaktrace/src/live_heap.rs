@@ -5,8 +5,8 @@
 //! into bytes: live over time, by birth, with the interval of the estimate.
 //!
 //! # Contract
-//! - `mmap` and `brk` are exact. `go_heap` counts samples of the Go runtime's own heap sampler,
-//!   scaled as pprof does ([`Sampler::scale`]).
+//! - `mmap` and `brk` are exact. `go_heap` counts samples: of the Go runtime's own heap sampler,
+//!   scaled as pprof does, or of leaktrace's, scaled by the runtime's counters ([`Sampler`]).
 //! - Growth is the end minus the attach, in the same terms on both sides.
 //! - Births come from the attached probes, by interval; deaths by the interval of birth. What the
 //!   runtime counted and no probe saw is in [`SiteHistory::unseen_deaths`].
@@ -19,15 +19,21 @@ use std::collections::{BTreeMap, HashMap};
 use std::hash::Hash;
 
 use crate::capture::Capture;
-use crate::capture::schema::Kind;
+use crate::capture::schema::{Kind, Sampling};
 use builder::Builder;
 
 mod builder;
 mod estimate;
+mod part;
+mod survival;
 #[cfg(test)]
 mod tests;
 
 pub use estimate::{Estimate, Sampler};
+pub use part::Part;
+pub use survival::{Age, Survival};
+
+use part::Totals;
 
 /// Slots of time kept, not counting the attach.
 pub const MAX_SLOTS: usize = 512;
@@ -97,48 +103,23 @@ impl Count {
     }
 }
 
-/// Running totals of a part at the end of a slot.
-#[derive(Clone, Copy, Debug, Default)]
-struct Totals {
-    slot: usize,
-    allocs: Count,
-    frees: Count,
-    proven: u64,
-}
-
-/// The history of one site of the capture.
-#[derive(Clone, Debug)]
-pub struct Part {
-    /// Its number in the capture.
-    pub site: u32,
-    /// Its kind of memory.
-    pub kind: Kind,
-    /// Bytes of each object; zero where objects differ.
-    pub object_size: u64,
-    /// Totals where they changed, slots rising.
-    history: Vec<Totals>,
-    has_bucket: bool,
-    /// Births that probes saw, by slot; slot 0 is what the attach found.
-    births: BTreeMap<usize, Count>,
-    /// Deaths that probes saw, by slots of birth and of death.
-    deaths: BTreeMap<(usize, usize), Count>,
-    /// All births and deaths that probes saw since the attach.
-    seen: (Count, Count),
-}
-
 /// Every site's history, still apart.
 #[derive(Clone, Debug)]
 pub struct LiveHeap {
     /// The moments known.
     pub timeline: Timeline,
-    /// How Go objects were sampled.
-    pub sampler: Sampler,
     /// The sites, by their number in the capture.
     pub parts: Vec<Part>,
+    /// `runtime.MemProfileRate`, in bytes.
+    runtime_rate: u64,
+    /// Bytes for each sample of leaktrace's own.
+    refill_rate: u64,
+    /// What its samples are to be multiplied with, by size of the objects.
+    refill_factors: HashMap<u64, f64>,
 }
 
 /// One allocation site as a reader would call it, over the window.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct SiteHistory {
     /// Kind of memory.
     pub kind: Kind,
@@ -146,6 +127,8 @@ pub struct SiteHistory {
     pub sites: Vec<u32>,
     /// True where the counts are samples.
     pub sampled: bool,
+    /// Bytes for each sample on average; 1 where everything is counted.
+    pub rate: u64,
     /// Live bytes at the end of every slot of [`LiveHeap::timeline`], estimated.
     pub live_series: Vec<f64>,
     /// Bytes not known to be dead at the end.
@@ -242,7 +225,16 @@ impl LiveHeap {
                 rate = interval.go_sample_rate;
             }
             for site in &interval.sites {
-                builder.part(site.id, site.kind(), site.object_size);
+                builder.part(site.id, site.kind(), site.object_size).refill =
+                    site.sampling() == Sampling::Refill;
+            }
+            for class in &interval.go_classes {
+                builder
+                    .class_totals
+                    .insert(class.object_size, class.alloc_bytes);
+            }
+            if let Some(sampling) = &interval.go_own_sampling {
+                builder.refill_rate = sampling.sample_bytes;
             }
             for delta in &interval.deltas {
                 builder.delta(slot, delta, slot_of_cohort);
@@ -252,11 +244,12 @@ impl LiveHeap {
                 builder.bucket(slot, bucket.site, bucket.allocs, bucket.frees, proven);
             }
         }
-        let parts = builder.parts;
         Self {
             timeline,
-            sampler: Sampler { rate },
-            parts,
+            runtime_rate: rate,
+            refill_rate: builder.refill_rate,
+            refill_factors: builder.refill_factors(),
+            parts: builder.parts,
         }
     }
 
@@ -281,10 +274,19 @@ impl LiveHeap {
     }
 
     fn sampler_of(&self, part: &Part) -> Sampler {
-        if part.kind == Kind::GoHeap {
-            self.sampler
-        } else {
-            Sampler::EXACT
+        match part.kind {
+            Kind::GoHeap if part.refill => Sampler::Refill {
+                rate: self.refill_rate,
+                factor: self
+                    .refill_factors
+                    .get(&part.object_size)
+                    .copied()
+                    .unwrap_or(1.0),
+            },
+            Kind::GoHeap => Sampler::Runtime {
+                rate: self.runtime_rate,
+            },
+            _ => Sampler::Exact,
         }
     }
 
@@ -293,7 +295,8 @@ impl LiveHeap {
         let mut site = SiteHistory {
             kind,
             sites: parts.iter().map(|part| part.site).collect(),
-            sampled: kind == Kind::GoHeap && self.sampler.rate > 1,
+            sampled: false,
+            rate: 1,
             live_series: vec![0.0; self.timeline.times.len()],
             live: Estimate::default(),
             live_objects: 0.0,
@@ -312,6 +315,7 @@ impl LiveHeap {
         for part in parts {
             self.add_part(part, &mut site);
         }
+        site.sampled = site.rate > 1;
         site.oldest = site
             .births
             .iter()
@@ -323,6 +327,7 @@ impl LiveHeap {
     fn add_part(&self, part: &Part, site: &mut SiteHistory) {
         let sampler = self.sampler_of(part);
         let scale = sampler.scale(part.object_size);
+        site.rate = site.rate.max(sampler.rate());
         let (attach, end) = (
             part.at_attach(),
             part.history.last().copied().unwrap_or_default(),
@@ -366,16 +371,21 @@ impl LiveHeap {
         };
 
         site.live = site.live.plus(sampler.estimate(live_now, part.object_size));
-        site.live_objects += live_now.objects as f64 * scale;
+        site.live_objects += sampler.objects(live_now, part.object_size);
         site.live_count.add(live_now.objects, live_now.bytes);
         if let Some(proven) = &mut site.proven_bytes {
-            *proven += end.proven as f64 * part.object_size as f64 * scale;
+            let samples = match part.refill {
+                true => self.proven(part),
+                false => (end.proven as f64) * part.object_size as f64,
+            };
+            *proven += samples * scale;
         }
-        let came = live_now.less(left).objects;
-        let gone = live_then.less(left).objects;
+        let mut changed = live_now.less(left);
+        let gone = live_then.less(left);
+        changed.add(gone.objects, gone.bytes);
         site.growth = site.growth.plus(sampler.difference(
             live_now.bytes as f64 - live_then.bytes as f64,
-            came.saturating_add(gone),
+            changed,
             part.object_size,
         ));
         site.alloc_bytes += end.allocs.less(attach.allocs).bytes as f64 * scale;
@@ -392,14 +402,28 @@ impl LiveHeap {
     }
 }
 
+impl LiveHeap {
+    /// Bytes of the samples that have survived a whole collection, where no runtime counts them.
+    fn proven(&self, part: &Part) -> f64 {
+        let last = self.timeline.last();
+        let born = part
+            .births
+            .iter()
+            .filter(|&(&slot, _)| self.timeline.collections_survived(slot, last) >= 1);
+        born.map(|(&slot, &born)| born.less(part.died(slot)).bytes as f64)
+            .sum()
+    }
+}
+
 impl SiteHistory {
     /// Deaths of objects born in a slot.
     pub fn died(&self, born: usize) -> Count {
-        let mut died = Count::default();
-        for (_, count) in self.deaths.range((born, 0)..=(born, usize::MAX)) {
-            died.add(count.objects, count.bytes);
-        }
-        died
+        part::died(&self.deaths, born)
+    }
+
+    /// Which share of the site's objects reaches an age.
+    pub fn survival(&self, timeline: &Timeline) -> Survival {
+        Survival::new(self, timeline)
     }
 
     /// Age of the oldest living object in seconds, at least; what was there at the attach is as old
@@ -416,71 +440,5 @@ impl SiteHistory {
                 timeline.collections_survived(slot, timeline.last())
             })
         })
-    }
-}
-
-impl Totals {
-    fn live(&self) -> Count {
-        self.allocs.less(self.frees)
-    }
-}
-
-impl Part {
-    /// Totals at the attach; zeros for a site that came later.
-    fn at_attach(&self) -> Totals {
-        self.history
-            .first()
-            .filter(|totals| totals.slot == 0)
-            .copied()
-            .unwrap_or_default()
-    }
-
-    /// Births and deaths that the runtime's counters have and the probes did not see.
-    fn unseen(&self) -> (u64, u64) {
-        if !self.has_bucket {
-            return (0, 0);
-        }
-        let (attach, end) = (
-            self.at_attach(),
-            self.history.last().copied().unwrap_or_default(),
-        );
-        let births = end.allocs.less(attach.allocs).objects;
-        let deaths = end.frees.less(attach.frees).objects;
-        let (seen_births, seen_deaths) = self.seen;
-        (
-            births.saturating_sub(seen_births.objects),
-            deaths.saturating_sub(seen_deaths.objects),
-        )
-    }
-
-    /// Births by slot. Where the probes missed most of them, those the runtime counted.
-    fn births_with_attach(&self) -> BTreeMap<usize, Count> {
-        let attach = self.at_attach();
-        let mut births = self.births.clone();
-        if self.unseen().0 > self.seen.0.objects {
-            births.clear();
-            let mut before = attach;
-            for totals in self.history.iter().filter(|totals| totals.slot > 0) {
-                let born = totals.allocs.less(before.allocs);
-                births
-                    .entry(totals.slot)
-                    .or_default()
-                    .add(born.objects, born.bytes);
-                before = *totals;
-            }
-        }
-        if self.has_bucket {
-            births.insert(0, attach.live());
-        }
-        births.retain(|_, count| *count != Count::default());
-        births
-    }
-
-    /// At most `limit`, in whole objects where they have one size.
-    fn clip(&self, count: Count, limit: Count) -> Count {
-        Count {
-            objects: count.objects.min(limit.objects),
-            bytes: count.bytes.min(limit.bytes),
-        }
     }
 }

@@ -15,6 +15,7 @@ pub const KERNEL: [&str; loss::COUNT as usize] = {
     names[loss::STACK_UNREADABLE as usize] = "stack_unreadable";
     names[loss::FREE_OF_UNSEEN as usize] = "free_of_unseen";
     names[loss::ARGUMENT_UNREADABLE as usize] = "argument_unreadable";
+    names[loss::SAMPLE_RING_FULL as usize] = "sample_ring_full";
     names
 };
 
@@ -22,6 +23,10 @@ pub const KERNEL: [&str; loss::COUNT as usize] = {
 pub const GO_SAMPLES_UNSEEN: &str = "go_samples_unseen";
 /// Intervals at which Go's profile could not be read.
 pub const GO_PROFILE_UNREADABLE: &str = "go_profile_unreadable";
+/// Sweeps of sampled Go objects' spans that nobody looked at.
+pub const GO_SWEEPS_UNSEEN: &str = "go_sweeps_unseen";
+/// Sampled Go objects for which there was no room.
+pub const GO_OBJECTS_UNFOLLOWED: &str = "go_objects_unfollowed";
 /// Mappings from before the attach that were unmapped.
 pub const UNMAP_OF_PREEXISTING: &str = "unmap_of_preexisting";
 /// Mapping calls beyond the limit on pieces of address space.
@@ -69,6 +74,10 @@ pub fn meaning(cause: &str) -> Option<&'static str> {
         "argument_unreadable" => {
             "arguments that could not be read from the target; those events are missing"
         }
+        "sample_ring_full" => {
+            "sampled Go objects came faster than they were read; the others of their size stand in \
+             for them"
+        }
         GO_SAMPLES_UNSEEN => {
             "samples that Go's profile has and no probe saw; live bytes are right, the ages of so \
              many objects are not known"
@@ -76,6 +85,13 @@ pub fn meaning(cause: &str) -> Option<&'static str> {
         GO_PROFILE_UNREADABLE => {
             "Go's own profile could not be read at the end of an interval; the probes' counts stand \
              in for it"
+        }
+        GO_SWEEPS_UNSEEN => {
+            "collections came faster than they could be looked at: an object that died meanwhile and \
+             whose place another took may count as alive"
+        }
+        GO_OBJECTS_UNFOLLOWED => {
+            "sampled Go objects beyond the limit; they are missing (--live-objects makes room)"
         }
         UNMAP_OF_PREEXISTING => {
             "mappings from before the attach that were unmapped, whole or in part; they belong to \

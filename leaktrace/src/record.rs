@@ -20,20 +20,23 @@ use tokio::{
 use crate::{
     address_space::AddressSpace,
     capture::{CaptureWriter, schema},
-    drain::{Drain, Kernel, Sampler},
+    drain::{Drain, Kernel},
     go::GoVariable,
-    inventory::Buckets,
     loader::{Loaded, MapSizes, check_host, ensure_tracefs},
     plan::{
         Facts, Families, GoFacts, Plan,
         frame_rules::{self, NoRules},
     },
+    sampling::{self, OwnSampling},
     symbolize::{self, PcKind},
     target::{AddressMap, GoTarget, Target, maps::Modules, open_image},
 };
 
 /// How often the ring buffer is emptied at least.
 const EVENT_TICK: Duration = Duration::from_millis(100);
+
+/// How long to wait for spans to be swept before looking at the samples in them again.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// What to record.
 pub struct Options {
@@ -47,6 +50,8 @@ pub struct Options {
     pub interval: Duration,
     /// Which probes.
     pub families: Families,
+    /// Bytes for each sample of our own sampling of a Go heap.
+    pub sample_bytes: u64,
     /// Sizes of the kernel's maps.
     pub sizes: MapSizes,
     /// Write the kernel side's diagnostic log to stderr.
@@ -118,7 +123,14 @@ async fn run(options: &Options, progress: &mut dyn Progress) -> Result<Recorded>
     };
     progress.attached(&target, &plan, &path);
 
+    let mut own = OwnSampling::start(&target, &plan, options.sample_bytes, &mut session.drain)?;
+    let collections = session.drain.kernel().collections()?;
+    // SAFETY: the registration owns the descriptor.
+    let collections = unsafe { AsyncFd::register_with_interest(collections, Interest::READABLE) }
+        .map_err(io::Error::from)
+        .context("failed to watch for collections")?;
     let start = session.start;
+    let mut look_at = None;
     let mut ticks = interval_at(start + options.interval, options.interval);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
     let mut event_ticks = interval_at(start + EVENT_TICK, EVENT_TICK.min(options.interval));
@@ -132,6 +144,17 @@ async fn run(options: &Options, progress: &mut dyn Progress) -> Result<Recorded>
             _ = exit.readable() => break schema::End::TargetExit,
             () = sleep_until(deadline.unwrap_or(start)), if deadline.is_some() => {
                 break schema::End::Duration;
+            }
+            ready = collections.readable() => {
+                ready.context("failed to watch for collections")?.clear_ready();
+                session.drain.take_events();
+                look_at = session.look();
+            }
+            () = sleep_until(look_at.unwrap_or(start)), if look_at.is_some() => {
+                look_at = session.look();
+            }
+            () = sleep_until(own.at()), if own.is_on() => {
+                own.act(&mut loaded, &mut session.drain)?;
             }
             _ = ticks.tick() => session.interval(&mut writer)?,
             _ = event_ticks.tick() => {
@@ -149,6 +172,7 @@ async fn run(options: &Options, progress: &mut dyn Progress) -> Result<Recorded>
             break schema::End::TargetExit;
         }
     };
+    own.stop();
     session.interval(&mut writer)?;
     // Probes off first: the target owes us nothing while we look up symbols.
     drop(loaded);
@@ -197,16 +221,13 @@ fn attach<'a>(
     // After the probes are live, so that nothing falls between: events of mappings that are
     // already in this picture change it to the same again.
     let map = target.address_map()?;
-    let sampler = plan
-        .go
-        .clone()
-        .map(|sampler| Sampler::new(Buckets::new(target.memory, sampler)));
+    let go_heap = sampling::go_heap(target, plan, options.sample_bytes, options.sizes);
     writer
         .header(&header(options, target, plan, clocks))
         .context("failed to write the capture's header")?;
     let mut session = Session {
         target,
-        drain: Drain::new(kernel, address_space(target, &map), sampler),
+        drain: Drain::new(kernel, address_space(target, &map), go_heap),
         modules,
         schema_modules: Vec::new(),
         mappings: Vec::new(),
@@ -241,6 +262,16 @@ impl Session<'_> {
             .context("failed to write an interval to the capture")?;
         self.intervals += 1;
         Ok(())
+    }
+
+    /// Looks at our own samples if there is a reason to. When to look again: soon, if some spans wait
+    /// to be swept.
+    fn look(&mut self) -> Option<Instant> {
+        if !self.drain.wants_look() {
+            return None;
+        }
+        self.drain.look_at_objects();
+        self.drain.wants_look().then(|| Instant::now() + LOOK_AGAIN)
     }
 
     fn in_unknown_code(&self, sites: &[schema::Site]) -> bool {

@@ -140,6 +140,7 @@ pub fn judge(facts: &Facts) -> Judgement {
     let growth_bytes_per_s = series::slope(&points);
     let old = Old::of(facts);
     let (verdict, mut evidence) = decide(facts, &old, growth_bytes_per_s);
+    evidence.extend(site.survival(timeline).in_words());
     if site.preexisting_left_bytes > 0.0 {
         evidence.push(format!(
             "{} of it was there before the attach",

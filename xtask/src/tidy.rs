@@ -25,10 +25,11 @@ const CRATES: [&str; 5] = [
 const LOADERS: [&str; 2] = ["loader", "drain"];
 
 /// Modules of `leaktrace/src` that turn values into values: no kernel, no files, no clock.
-const PURE: [&str; 9] = [
+const PURE: [&str; 10] = [
     "go",
     "plan",
     "address_space",
+    "duty_cycle",
     "capture",
     "live_heap",
     "series",

@@ -1,13 +1,15 @@
 //! The kernel's maps, typed.
 
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 
 use aya::{
     Ebpf,
-    maps::{HashMap, Map, MapData, MapError, PerCpuArray, RingBuf},
+    maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, RingBuf},
     util::nr_cpus,
 };
-use leaktrace_common::{LiveObject, SiteCounters, SiteKey, StackId, StackRecord, VmEvent, loss};
+use leaktrace_common::{
+    GoSample, GoSampling, LiveObject, SiteCounters, SiteKey, StackId, StackRecord, VmEvent, loss,
+};
 
 use crate::loader::{LoadError, Loaded, MapSizes, for_each_entry};
 
@@ -18,6 +20,9 @@ pub struct Kernel {
     live: Map,
     counters: Map,
     losses: PerCpuArray<MapData, u64>,
+    samples: RingBuf<MapData>,
+    go_sampling: Array<MapData, GoSampling>,
+    go_hits: PerCpuArray<MapData, u64>,
     sizes: MapSizes,
     cpus: usize,
 }
@@ -36,6 +41,9 @@ impl Kernel {
             live: take(ebpf, "LIVE")?,
             counters: take(ebpf, "COUNTERS")?,
             losses: typed(ebpf, "LOSSES")?,
+            samples: typed(ebpf, "SAMPLES")?,
+            go_sampling: typed(ebpf, "GO_SAMPLING")?,
+            go_hits: typed(ebpf, "GO_HITS")?,
             sizes,
             cpus: nr_cpus().map_err(|(_, error)| LoadError::other("count the CPUs", error))?,
         })
@@ -54,6 +62,55 @@ impl Kernel {
                 return Some(event);
             }
         }
+    }
+
+    /// A file descriptor that becomes readable when a collection has finished.
+    ///
+    /// # Errors
+    ///
+    /// There are no more file descriptors.
+    pub fn collections(&self) -> Result<OwnedFd, LoadError> {
+        // SAFETY: the ring buffer owns the descriptor and outlives the borrow.
+        let fd = unsafe { BorrowedFd::borrow_raw(self.events.as_raw_fd()) };
+        fd.try_clone_to_owned()
+            .map_err(|error| LoadError::other("watch the ring buffer", error))
+    }
+
+    /// Our own samples that their ring buffer can hold.
+    pub(super) fn ring_samples(&self) -> u32 {
+        self.sizes.ring_samples()
+    }
+
+    /// Takes the next of our own samples.
+    pub(super) fn next_sample(&mut self) -> Option<GoSample> {
+        loop {
+            let item = self.samples.next()?;
+            if let Some(sample) = pod(&item) {
+                return Some(sample);
+            }
+        }
+    }
+
+    /// Sets how densely our own sampling takes objects, for one kind of hit.
+    ///
+    /// # Errors
+    ///
+    /// The map cannot be written.
+    pub fn set_go_sampling(&mut self, kind: u32, sampling: GoSampling) -> Result<(), LoadError> {
+        self.go_sampling
+            .set(kind, sampling, 0)
+            .map_err(|error| LoadError::other("set the sampling rate", error))
+    }
+
+    /// Hits of our own sampling's probes since the attach, of one kind.
+    ///
+    /// # Errors
+    ///
+    /// The map cannot be read.
+    pub fn go_hits(&self, kind: u32) -> Result<u64, LoadError> {
+        let hits = self.go_hits.get(&kind, 0);
+        let hits = hits.map_err(|error| LoadError::other("read the hit counters", error))?;
+        Ok(hits.iter().sum())
     }
 
     /// The stack with that id, if it was kept.

@@ -5,6 +5,7 @@
 
 mod kernel;
 mod objects;
+mod refill;
 mod sampler;
 mod sites;
 
@@ -19,16 +20,26 @@ use crate::{
     loss,
 };
 
-pub use self::{kernel::Kernel, sampler::Sampler};
+pub use self::{kernel::Kernel, refill::RefillSampler, sampler::Sampler};
 use self::{
     objects::{Objects, Turnover},
     sites::Sites,
 };
 
+/// Who samples the target's Go heap.
+pub enum GoHeap {
+    /// Nobody: it has none, or it cannot be read.
+    Unsampled,
+    /// Go's runtime.
+    Runtime(Sampler),
+    /// leaktrace.
+    Refill(RefillSampler),
+}
+
 /// Drains one run.
 pub struct Drain {
     kernel: Kernel,
-    sampler: Option<Sampler>,
+    go: GoHeap,
     space: AddressSpace,
     sites: Sites,
     objects: Objects,
@@ -36,17 +47,27 @@ pub struct Drain {
     losses: BTreeMap<&'static str, u64>,
     index: u32,
     gc_cycles: u32,
+    looked_at: u32,
+    samples: u64,
+    own_sampling: OwnSampling,
     events: u64,
     exec: bool,
 }
 
+/// How our own sampling went in the current interval.
+#[derive(Clone, Copy, Debug, Default)]
+struct OwnSampling {
+    hits: u64,
+    share: f64,
+}
+
 impl Drain {
     /// Starts to drain `kernel`. `space` holds the mappings that were there at the attach, read
-    /// after the probes were live; `sampler` reads Go's own profile.
-    pub fn new(kernel: Kernel, space: AddressSpace, sampler: Option<Sampler>) -> Self {
+    /// after the probes were live.
+    pub fn new(kernel: Kernel, space: AddressSpace, go: GoHeap) -> Self {
         Self {
             kernel,
-            sampler,
+            go,
             space,
             sites: Sites::default(),
             objects: Objects::default(),
@@ -54,9 +75,29 @@ impl Drain {
             losses: BTreeMap::new(),
             index: 0,
             gc_cycles: 0,
+            looked_at: 0,
+            samples: 0,
+            own_sampling: OwnSampling::default(),
             events: 0,
             exec: false,
         }
+    }
+
+    /// What the kernel side writes.
+    pub fn kernel(&mut self) -> &mut Kernel {
+        &mut self.kernel
+    }
+
+    /// Samples of our own taken in since the attach.
+    pub fn samples(&self) -> u64 {
+        self.samples
+    }
+
+    /// Notes how our own sampling of the Go heap went: hits of its probes, and for which share of the
+    /// time the probe behind refills was attached.
+    pub fn own_sampling(&mut self, hits: u64, share: f64) {
+        self.own_sampling.hits += hits;
+        self.own_sampling.share = share;
     }
 
     /// Empties the ring buffer. Call it several times an interval, so that bursts fit.
@@ -72,6 +113,53 @@ impl Drain {
                 EVENT_GC => self.gc_cycles += 1,
                 EVENT_EXEC => self.exec = true,
                 _ => self.address_space_event(&event),
+            }
+        }
+        self.take_samples();
+    }
+
+    /// Whether objects wait for a look: a collection has finished, or the last look came before all
+    /// spans had been swept.
+    pub fn wants_look(&self) -> bool {
+        match &self.go {
+            GoHeap::Refill(sampler) => self.looked_at != self.gc_cycles || sampler.is_waiting(),
+            _ => false,
+        }
+    }
+
+    /// Looks which of our own samples still live.
+    pub fn look_at_objects(&mut self) {
+        let GoHeap::Refill(sampler) = &mut self.go else {
+            return;
+        };
+        self.looked_at = self.gc_cycles;
+        for dead in sampler.look(&mut self.losses) {
+            died(&mut self.deltas, dead);
+        }
+    }
+
+    fn take_samples(&mut self) {
+        let GoHeap::Refill(sampler) = &mut self.go else {
+            return;
+        };
+        let cohort = self.index.max(1);
+        for _ in 0..self.kernel.ring_samples() {
+            let Some(sample) = self.kernel.next_sample() else {
+                break;
+            };
+            self.samples += 1;
+            let site = self.sites.sampled(refill::site_of(&sample), &sample);
+            let (born, dead) = sampler.take(&sample, site, cohort);
+            if let Some(dead) = dead {
+                died(&mut self.deltas, dead);
+            }
+            match born {
+                Some(born) => {
+                    let delta = delta_of(&mut self.deltas, born.site);
+                    delta.allocs += 1;
+                    delta.alloc_bytes += born.bytes;
+                }
+                None => *self.losses.entry(loss::GO_OBJECTS_UNFOLLOWED).or_default() += 1,
             }
         }
     }
@@ -102,6 +190,8 @@ impl Drain {
         self.take_events();
         let before = self.losses.clone();
         let go_buckets = self.go_heap()?;
+        self.look_at_objects();
+        let (go_classes, go_own_sampling) = self.own_counts();
         for (cause, count) in loss::KERNEL.into_iter().zip(self.kernel.losses()?) {
             if count > 0 {
                 self.losses.insert(cause, count);
@@ -128,7 +218,12 @@ impl Drain {
             sites: self.sites.take_fresh(),
             deltas,
             go_buckets,
-            go_sample_rate: self.sampler.as_ref().map_or(0, Sampler::rate),
+            go_sample_rate: match &self.go {
+                GoHeap::Runtime(sampler) => sampler.rate(),
+                _ => 0,
+            },
+            go_classes,
+            go_own_sampling,
             gc_cycles: self.gc_cycles,
             losses: losses(&changed),
             ..schema::Interval::default()
@@ -181,7 +276,7 @@ impl Drain {
     /// The Go heap's turnover and the buckets whose counts changed. The live set and the totals
     /// are read before the profile, so that every bucket they name is known by then.
     fn go_heap(&mut self) -> Result<Vec<schema::GoBucket>, LoadError> {
-        let Some(sampler) = &mut self.sampler else {
+        let GoHeap::Runtime(sampler) = &mut self.go else {
             return Ok(Vec::new());
         };
         let mut live = Vec::new();
@@ -229,6 +324,32 @@ impl Drain {
         }
         Ok(buckets)
     }
+}
+
+impl Drain {
+    /// What there is to say of our own sampling at the end of an interval.
+    fn own_counts(&mut self) -> (Vec<schema::GoClass>, Option<schema::GoOwnSampling>) {
+        let GoHeap::Refill(sampler) = &mut self.go else {
+            return Default::default();
+        };
+        let OwnSampling { hits, share } = self.own_sampling;
+        self.own_sampling.hits = 0;
+        let sampling = schema::GoOwnSampling {
+            sample_bytes: sampler.sample_bytes(),
+            hits,
+            share,
+            followed: sampler.followed(),
+        };
+        (sampler.classes(), Some(sampling))
+    }
+}
+
+/// The death of one of our own samples.
+fn died(deltas: &mut BTreeMap<u32, schema::SiteDelta>, dead: refill::Turnover) {
+    let delta = delta_of(deltas, dead.site);
+    delta.frees += 1;
+    delta.free_bytes += dead.bytes;
+    add_freed(&mut delta.freed, dead.cohort, 1, dead.bytes);
 }
 
 fn add_freed(freed: &mut Vec<schema::CohortFrees>, cohort: u32, objects: u64, bytes: u64) {

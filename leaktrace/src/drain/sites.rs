@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use leaktrace_common::{
-    KIND_BRK, KIND_GO_HEAP, KIND_MMAP, STACK_BROKEN, STACK_LEAF_CALLER, STACK_TRUNCATED,
+    GoSample, KIND_BRK, KIND_GO_HEAP, KIND_MMAP, STACK_BROKEN, STACK_LEAF_CALLER, STACK_TRUNCATED,
     STACK_UNREADABLE, StackId, StackRecord,
 };
 
@@ -60,6 +60,23 @@ impl Sites {
         self.intern(KIND_GO_HEAP, address, || schema::Site {
             incomplete: "the runtime's profile bucket could not be read".to_owned(),
             logical: true,
+            ..schema::Site::default()
+        })
+    }
+
+    /// The site of one of our own samples, which has this name.
+    pub(super) fn sampled(&mut self, name: StackId, sample: &GoSample) -> u32 {
+        self.intern(KIND_GO_HEAP, name, || schema::Site {
+            pcs: sample
+                .frames
+                .iter()
+                .take(usize::from(sample.len))
+                .copied()
+                .collect(),
+            object_size: sample.size,
+            truncated: sample.flags & STACK_TRUNCATED != 0,
+            incomplete: incomplete(sample.flags).to_owned(),
+            sampling: schema::Sampling::Refill.into(),
             ..schema::Site::default()
         })
     }

@@ -3,8 +3,10 @@
 
 mod buckets;
 pub mod goroutines;
+mod spans;
 
 pub use buckets::{Bucket, BucketCounts, Buckets, BucketsError};
+pub use spans::{Fate, Followed, Spans};
 
 /// The word at `offset` of a structure; zero beyond its end.
 fn word(bytes: &[u8], offset: u64) -> u64 {

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::{Count, Part, Totals};
+use super::{Count, Part, Totals, estimate::MAX_SMALL_SIZE};
 use crate::capture::schema::{Kind, SiteDelta};
 
 /// Gathers parts while the intervals go by.
@@ -11,6 +11,9 @@ pub(super) struct Builder {
     pub(super) parts: Vec<Part>,
     pub(super) by_site: HashMap<u32, usize>,
     pub(super) buckets_each_interval: bool,
+    /// Bytes that the Go runtime counted, by size of the objects.
+    pub(super) class_totals: HashMap<u64, u64>,
+    pub(super) refill_rate: u64,
 }
 
 impl Builder {
@@ -27,6 +30,7 @@ impl Builder {
                 site,
                 kind,
                 object_size,
+                refill: false,
                 history: Vec::new(),
                 has_bucket: false,
                 births: BTreeMap::new(),
@@ -66,6 +70,22 @@ impl Builder {
             totals.allocs.add(delta.allocs, delta.alloc_bytes);
             totals.frees.add(delta.frees, delta.free_bytes);
         }
+    }
+
+    /// For each size class what the runtime counted, over what our samples stand for: a refill stands
+    /// for all free slots of a span, but a collection may take the span back before they are used, and
+    /// the probe is not attached all the time. Large objects stand for themselves.
+    pub(super) fn refill_factors(&self) -> HashMap<u64, f64> {
+        let mut sampled: HashMap<u64, u64> = HashMap::new();
+        for part in self.parts.iter().filter(|part| part.refill) {
+            *sampled.entry(part.object_size).or_default() += part.seen.0.bytes;
+        }
+        sampled.retain(|size, bytes| *size <= MAX_SMALL_SIZE && *bytes > 0);
+        let factor = |(size, bytes): (u64, u64)| {
+            let total = self.class_totals.get(&size)?;
+            Some((size, *total as f64 / bytes as f64))
+        };
+        sampled.into_iter().filter_map(factor).collect()
     }
 
     pub(super) fn bucket(&mut self, slot: usize, site: u32, allocs: u64, frees: u64, proven: u64) {

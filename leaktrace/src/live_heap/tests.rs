@@ -2,7 +2,7 @@ use super::*;
 use crate::capture::Ended;
 use crate::capture::schema::SiteDelta;
 use crate::capture::schema::{
-    Close, CohortFrees, GoBucket, GoInfo, Header, Interval, Site, Target,
+    Close, CohortFrees, GoBucket, GoClass, GoInfo, GoOwnSampling, Header, Interval, Site, Target,
 };
 
 const RATE: u64 = 512 << 10;
@@ -141,10 +141,71 @@ fn mappings_are_exact() {
     );
 }
 
+/// Sampled at refills: bytes are what samples stand for, corrected by the runtime's own count of the
+/// size class; a large object that was taken for certain is exact.
+#[test]
+fn samples_of_our_own_are_corrected_by_the_runtimes_count() {
+    const LARGE: u64 = 1 << 20;
+    let refill = |id, size| Site {
+        sampling: Sampling::Refill.into(),
+        ..site(id, Kind::GoHeap, size)
+    };
+    let class = |object_size, alloc_bytes| GoClass {
+        object_size,
+        alloc_bytes,
+    };
+    let intervals = vec![
+        Interval {
+            sites: vec![refill(1, 64), refill(2, 64), refill(3, LARGE)],
+            go_own_sampling: Some(GoOwnSampling {
+                sample_bytes: RATE,
+                ..GoOwnSampling::default()
+            }),
+            go_sample_rate: 0,
+            ..interval(0, 0)
+        },
+        Interval {
+            deltas: vec![
+                delta(1, (30, 30 * RATE), &[(1, 10, 10 * RATE)]),
+                delta(2, (10, 10 * RATE), &[(1, 10, 10 * RATE)]),
+                delta(3, (3, 3 * LARGE), &[(1, 1, LARGE)]),
+            ],
+            // Half of what the samples stood for was ever allocated.
+            go_classes: vec![class(64, 20 * RATE)],
+            go_sample_rate: 0,
+            ..interval(1, 0)
+        },
+        Interval {
+            go_sample_rate: 0,
+            ..interval(2, 4)
+        },
+    ];
+    let mut capture = capture(intervals);
+    capture.header.target = None;
+    let heap = LiveHeap::from_capture(&capture);
+    let sites = heap.merge(|part| part.site);
+    let [leak, garbage, large] = sites.as_slice() else {
+        panic!("{sites:?}")
+    };
+    let bytes = 10.0 * RATE as f64;
+    assert_eq!((leak.live.value, leak.live_count.objects), (bytes, 20));
+    assert_eq!(
+        (leak.alloc_bytes, leak.freed_bytes),
+        (1.5 * bytes, 0.5 * bytes)
+    );
+    assert_eq!(leak.live_objects, bytes / 64.0);
+    assert!(leak.live.low < bytes * 0.75 && leak.live.high > bytes * 1.4);
+    assert_eq!((leak.sampled, leak.rate), (true, RATE));
+    assert_eq!(leak.proven_bytes, Some(bytes));
+    assert_eq!((garbage.live.value, garbage.live.low), (0.0, 0.0));
+    let exact = 2.0 * LARGE as f64;
+    assert_eq!((large.live.low, large.live.high), (exact, exact));
+}
+
 /// The figures of `scaleHeapSample(count, count * size, 524288)`, Go 1.27.3.
 #[test]
 fn go_samples_are_scaled_as_pprof_does() {
-    let sampler = Sampler { rate: RATE };
+    let sampler = Sampler::Runtime { rate: RATE };
     for (size, objects, bytes) in [
         (16, 32768.5, 524296.0),
         (4096, 128.5007, 526338.7),
@@ -154,13 +215,13 @@ fn go_samples_are_scaled_as_pprof_does() {
         assert!((scaled / objects - 1.0).abs() < 1e-4, "{size}: {scaled}");
         assert!((scaled * size as f64 / bytes - 1.0).abs() < 1e-4, "{size}");
     }
-    assert_eq!(Sampler { rate: 0 }.scale(16), 1.0);
-    assert_eq!(Sampler { rate: 1 }.scale(16), 1.0);
+    assert_eq!(Sampler::Runtime { rate: 0 }.scale(16), 1.0);
+    assert_eq!(Sampler::Runtime { rate: 1 }.scale(16), 1.0);
 }
 
 #[test]
 fn go_buckets_are_the_truth_and_probes_give_the_ages() {
-    let scale = Sampler { rate: RATE }.scale(4096);
+    let scale = Sampler::Runtime { rate: RATE }.scale(4096);
     let intervals = vec![
         Interval {
             sites: vec![site(1, Kind::GoHeap, 4096)],
@@ -261,7 +322,7 @@ fn merged_sites_add_up_and_kinds_stay_apart() {
 /// The 95 % interval holds the truth in about 95 of 100 runs, for few samples too.
 #[test]
 fn intervals_hold_what_they_promise() {
-    let sampler = Sampler { rate: RATE };
+    let sampler = Sampler::Runtime { rate: RATE };
     let mut random = Random(7);
     for (size, objects) in [(4096, 500), (4096, 5000), (65536, 100), (1 << 20, 50)] {
         let mut held = 0;

@@ -8,17 +8,26 @@ mod batch;
 mod log;
 mod tracefs;
 
-use std::{fs, num::NonZeroU32, os::unix::fs::MetadataExt as _, path::Path};
+use std::{
+    fs,
+    num::NonZeroU32,
+    os::unix::fs::MetadataExt as _,
+    path::Path,
+    thread::{self, JoinHandle},
+};
 
 use aya::{
     Btf, Ebpf, EbpfLoader, VerifierLogLevel,
     maps::{HashMap, MapError},
-    programs::{ProgramError, TracePoint, UProbe, uprobe::UProbeScope},
+    programs::{
+        ProgramError, TracePoint, UProbe,
+        uprobe::{UProbeLink, UProbeLinkId, UProbeScope},
+    },
 };
-use leaktrace_common::{FrameRule, VmEvent};
+use leaktrace_common::{FrameRule, GoSample, VmEvent};
 
 use crate::{
-    go::layout::Special,
+    go::layout::{Span, Special},
     plan::{Plan, Uprobe},
     target::Target,
 };
@@ -44,6 +53,8 @@ pub struct MapSizes {
     pub calls_in_flight: u32,
     /// Code addresses with a rule for leaving their frame.
     pub frame_rules: u32,
+    /// Bytes of the ring buffer for our own samples of a Go heap, a power of two.
+    pub sample_ring_bytes: u32,
 }
 
 impl Default for MapSizes {
@@ -55,6 +66,7 @@ impl Default for MapSizes {
             ring_bytes: 1 << 22,
             calls_in_flight: 1 << 12,
             frame_rules: 1 << 14,
+            sample_ring_bytes: 1 << 22,
         }
     }
 }
@@ -64,6 +76,11 @@ impl MapSizes {
     /// always stays free.
     pub fn ring_records(&self) -> u32 {
         (self.ring_bytes - 1) / (size_of::<VmEvent>() as u32 + 8)
+    }
+
+    /// Our own samples that their ring buffer holds.
+    pub fn ring_samples(&self) -> u32 {
+        (self.sample_ring_bytes - 1) / (size_of::<GoSample>() as u32 + 8)
     }
 }
 
@@ -203,6 +220,14 @@ impl Loaded {
         let kind_profile = special(|special| u64::from(special.kind_profile));
         let bucket_offset = special(|special| special.bucket);
         let size_offset = layout.map_or(0, |layout| layout.bucket.size as u32);
+        let refill = plan.refill.as_ref();
+        let span =
+            |field: fn(&Span) -> u64| refill.map_or(0, |refill| field(&refill.layout.span) as u32);
+        let (span_start, span_nelems) = (span(|s| s.start_addr), span(|s| s.nelems));
+        let (span_allocs, span_elemsize) = (span(|s| s.alloc_count), span(|s| s.elemsize));
+        let span_class = span(|s| s.spanclass);
+        let span_register = refill.map_or(0, |refill| refill.span_register);
+        let sweepgen = refill.map_or(0, |refill| refill.sweepgen);
         let btf = Btf::from_sys_fs().ok();
         let ebpf = EbpfLoader::new()
             .btf(btf.as_ref())
@@ -213,12 +238,27 @@ impl Loaded {
             .override_global("GO_KIND_PROFILE", &kind_profile, true)
             .override_global("GO_SPECIAL_BUCKET", &bucket_offset, true)
             .override_global("GO_BUCKET_SIZE", &size_offset, true)
+            .override_global("GO_SPAN_START", &span_start, true)
+            .override_global("GO_SPAN_NELEMS", &span_nelems, true)
+            .override_global("GO_SPAN_ALLOC_COUNT", &span_allocs, true)
+            .override_global("GO_SPAN_ELEMSIZE", &span_elemsize, true)
+            .override_global("GO_SPAN_CLASS", &span_class, true)
+            .override_global("GO_SPAN_REGISTER", &span_register, true)
+            .override_global("GO_SWEEPGEN", &sweepgen, true)
             .map_max_entries("LIVE", sizes.live_objects)
             .map_max_entries("STACKS", sizes.stacks)
             .map_max_entries("COUNTERS", sizes.sites)
             .map_max_entries("EVENTS", sizes.ring_bytes)
             .map_max_entries("INFLIGHT", sizes.calls_in_flight)
             .map_max_entries("FRAME_RULES", sizes.frame_rules)
+            .map_max_entries(
+                "SAMPLES",
+                if refill.is_some() {
+                    sizes.sample_ring_bytes
+                } else {
+                    4096
+                },
+            )
             .load(OBJECT)
             .map_err(|source| LoadError::other("load the BPF object", source))?;
         Ok(Self { ebpf })
@@ -265,7 +305,8 @@ impl Loaded {
         Ok(left_out)
     }
 
-    /// Attaches every probe of the plan, in its order.
+    /// Attaches every probe of the plan that stays, in its order, and loads the programs of those that
+    /// are attached in windows.
     ///
     /// # Errors
     ///
@@ -279,25 +320,45 @@ impl Loaded {
                 .attach(tracepoint.category, tracepoint.name)
                 .map_err(|e| program_error(&name, e))?;
         }
-        let executable = format!("/proc/{}/exe", target.pid);
         for probe in &plan.uprobes {
-            self.attach_uprobe(probe, target, &executable)?;
+            let program: &mut UProbe = self.program(probe.program)?;
+            program
+                .load()
+                .map_err(|e| program_error(probe.function, e))?;
+            if !probe.in_windows {
+                self.attach_uprobe(probe, target)?;
+            }
         }
         Ok(())
+    }
+
+    /// Attaches a probe for a window. It is detached when the result is dropped, which takes a tenth of
+    /// a second; the target runs on meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be attached.
+    pub fn open_window(&mut self, probe: &Uprobe, target: &Target) -> Result<Window, LoadError> {
+        let link = self.attach_uprobe(probe, target)?;
+        let program: &mut UProbe = self.program(probe.program)?;
+        let link = program
+            .take_link(link)
+            .map_err(|e| program_error(probe.function, e))?;
+        Ok(Window(Some(link)))
     }
 
     fn attach_uprobe(
         &mut self,
         probe: &Uprobe,
         target: &Target,
-        executable: &str,
-    ) -> Result<(), LoadError> {
+    ) -> Result<UProbeLinkId, LoadError> {
         let pid = target.pid;
+        let executable = format!("/proc/{pid}/exe");
         let mut mapped = vec![0; probe.code.len()];
         target
             .memory
             .read(probe.code_address, &mut mapped)
-            .map_err(|source| match fs::exists(executable) {
+            .map_err(|source| match fs::exists(&executable) {
                 Ok(true) => {
                     LoadError::other(&format!("read the code of `{}`", probe.function), source)
                 }
@@ -311,19 +372,15 @@ impl Loaded {
         let scope = NonZeroU32::new(pid as u32).ok_or(LoadError::Gone { pid })?;
         let program: &mut UProbe = self.program(probe.program)?;
         program
-            .load()
-            .map_err(|e| program_error(probe.function, e))?;
-        program
             .attach(
                 probe.file_offset,
-                executable,
+                &executable,
                 UProbeScope::OneProcess(scope),
             )
-            .map_err(|error| match fs::exists(executable) {
+            .map_err(|error| match fs::exists(&executable) {
                 Ok(true) => program_error(probe.function, error),
                 _ => LoadError::Gone { pid },
-            })?;
-        Ok(())
+            })
     }
 
     fn program<'a, P>(&'a mut self, name: &str) -> Result<&'a mut P, LoadError>
@@ -335,6 +392,17 @@ impl Loaded {
             .program_mut(name)
             .ok_or_else(|| LoadError::other("find a program in the BPF object", name.to_owned()))?;
         program.try_into().map_err(|e| program_error(name, e))
+    }
+}
+
+/// A probe that is attached for a while.
+pub struct Window(Option<UProbeLink>);
+
+impl Window {
+    /// Detaches the probe on a thread of its own: the kernel takes a tenth of a second for it.
+    pub fn close(mut self) -> JoinHandle<()> {
+        let link = self.0.take();
+        thread::spawn(move || drop(link))
     }
 }
 

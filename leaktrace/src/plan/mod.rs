@@ -3,7 +3,9 @@
 //! Contract: pure. Every probe says where it stands and what it is for; everything that a user
 //! could expect and will not get is a [`Limit`] with its reason.
 
+mod frame_state;
 pub mod placement;
+pub mod refill;
 pub mod frame_rules;
 mod go;
 
@@ -43,6 +45,8 @@ pub struct Plan {
     pub uprobes: Vec<Uprobe>,
     /// How to read the Go heap sampler, if it is to be read.
     pub go: Option<GoSampler>,
+    /// How to sample the Go heap ourselves, if the runtime does not.
+    pub refill: Option<GoRefill>,
     /// What cannot be seen, and why.
     pub limits: Vec<Limit>,
 }
@@ -76,6 +80,8 @@ pub struct Uprobe {
     pub code_address: u64,
     /// What it is for, where it stands and what a hit costs.
     pub reason: String,
+    /// Whether it is attached for a share of the time only.
+    pub in_windows: bool,
 }
 
 /// Where the Go heap sampler keeps its numbers.
@@ -91,6 +97,35 @@ pub struct GoSampler {
     pub layout: Layout,
     /// What to subtract from an address in the process to get a link-time address.
     pub bias: u64,
+}
+
+/// What our own sampling of the Go heap reads.
+#[derive(Clone, Debug)]
+pub struct GoRefill {
+    /// Address in the process of `runtime.mheap_.sweepgen`.
+    pub sweepgen: u64,
+    /// Where the runtime counts allocations.
+    pub stats: GoStats,
+    /// Layouts of this Go version.
+    pub layout: Layout,
+    /// Offset in `struct pt_regs` of the register that holds the span at the probe behind a refill.
+    pub span_register: u32,
+}
+
+/// `runtime.memstats.heapStats.stats`: counts of allocations, in shards that add up
+/// (runtime/mstats.go, `consistentHeapStats`). Offsets and sizes are in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GoStats {
+    /// Address in the process of the first shard.
+    pub address: u64,
+    /// Number of shards.
+    pub shards: u64,
+    /// Size of a shard.
+    pub shard_size: u64,
+    /// Offset in a shard of the counts by size class, eight bytes each.
+    pub small_allocs: u64,
+    /// Size classes.
+    pub classes: u64,
 }
 
 /// Something that cannot be seen.

@@ -20,6 +20,9 @@ use iced_x86::{
     Mnemonic, OpAccess, OpKind, Register,
 };
 
+pub use super::frame_state::FrameState;
+use super::frame_state::{Stack, writes_rbp};
+
 /// Longest function that is decoded, in bytes. The longest of the Go runtime are a few thousand.
 const MAX_CODE: usize = 1 << 20;
 
@@ -38,17 +41,6 @@ pub enum Class {
     Call,
     /// Executed out of line under the trap flag: two to thirty times the cost of the others.
     SingleStep,
-}
-
-/// Where the caller's return address is when the probe fires.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FrameState {
-    /// At `[rsp]`; `rbp` is still the caller's.
-    CallerReturnAtSp,
-    /// At `[rsp + 8]`: `push rbp` is done, `rbp` is still the caller's.
-    PushedRbp,
-    /// At `[rbp + 8]`, as a frame-pointer walk expects it.
-    SetUp,
 }
 
 /// A place for a probe.
@@ -159,10 +151,7 @@ pub fn place(code: &[u8], entry: u64, keep: &[Register]) -> Result<Placement, No
             );
             break;
         }
-        let writes_rbp = used
-            .iter()
-            .any(|used| writes(used.access()) && used.register().full_register() == Register::RBP);
-        stack.step(instruction, writes_rbp);
+        stack.step(instruction, writes_rbp(used));
     }
     let reason = refused.unwrap_or(Reason::None(end.0, end.1));
     Err(NoPlacement {
@@ -171,7 +160,7 @@ pub fn place(code: &[u8], entry: u64, keep: &[Register]) -> Result<Placement, No
     })
 }
 
-fn writes(access: OpAccess) -> bool {
+pub(super) fn writes(access: OpAccess) -> bool {
     !matches!(
         access,
         OpAccess::None | OpAccess::Read | OpAccess::CondRead | OpAccess::NoMemAccess
@@ -180,7 +169,7 @@ fn writes(access: OpAccess) -> bool {
 
 /// The class of an instruction that every kernel since 5.8 emulates. Any prefix disqualifies it,
 /// except REX.B on `push`.
-fn emulated(instruction: &Instruction, bytes: &[u8]) -> Option<Class> {
+pub(super) fn emulated(instruction: &Instruction, bytes: &[u8]) -> Option<Class> {
     match (bytes, instruction.code()) {
         ([0x50..=0x57] | [0x41, 0x50..=0x57], Code::Push_r64) => Some(Class::Push),
         ([0x90], Code::Nopd) => Some(Class::Nop),
@@ -192,20 +181,20 @@ fn emulated(instruction: &Instruction, bytes: &[u8]) -> Option<Class> {
 }
 
 /// A function decoded from end to end.
-struct Function<'a> {
+pub(super) struct Function<'a> {
     code: &'a [u8],
     entry: u64,
-    instructions: Vec<Instruction>,
+    pub(super) instructions: Vec<Instruction>,
     /// Number of instructions, from the entry, that run again after `morestack`.
     stack_check: usize,
     /// Branches within the function as (offset of the branch, offset of its target), without the
     /// jump from `morestack` back to the entry.
-    branches: Vec<(u64, u64)>,
+    pub(super) branches: Vec<(u64, u64)>,
     indirect_jump: Option<u64>,
 }
 
 impl<'a> Function<'a> {
-    fn decode(code: &'a [u8], entry: u64) -> Result<Self, Reason> {
+    pub(super) fn decode(code: &'a [u8], entry: u64) -> Result<Self, Reason> {
         let wraps = entry.checked_add(code.len() as u64).is_none();
         if code.is_empty() || code.len() > MAX_CODE || wraps {
             return Err(Reason::Size(code.len()));
@@ -248,7 +237,7 @@ impl<'a> Function<'a> {
         Ok(function)
     }
 
-    fn offset(&self, instruction: &Instruction) -> u64 {
+    pub(super) fn offset(&self, instruction: &Instruction) -> u64 {
         instruction.ip() - self.entry
     }
 
@@ -256,7 +245,7 @@ impl<'a> Function<'a> {
         self.offset(instruction) + instruction.len() as u64
     }
 
-    fn bytes(&self, instruction: &Instruction) -> &'a [u8] {
+    pub(super) fn bytes(&self, instruction: &Instruction) -> &'a [u8] {
         let start = self.offset(instruction) as usize;
         self.code
             .get(start..start + instruction.len())
@@ -349,7 +338,7 @@ impl<'a> Function<'a> {
         }
     }
 
-    fn text(&self, instruction: &Instruction) -> String {
+    pub(super) fn text(&self, instruction: &Instruction) -> String {
         let mnemonic = format!("{:?}", instruction.mnemonic()).to_lowercase();
         match instruction.op0_kind() {
             OpKind::Register if instruction.mnemonic() == Mnemonic::Push => {
@@ -374,118 +363,11 @@ fn compares_stackguard(instruction: &Instruction) -> bool {
 }
 
 /// `push`, or a write to `rsp`: the stack check is over.
-fn is_frame_setup(instruction: &Instruction) -> bool {
+pub(super) fn is_frame_setup(instruction: &Instruction) -> bool {
     instruction.is_stack_instruction()
         || (instruction.op0_kind() == OpKind::Register
             && instruction.op0_register() == Register::RSP
             && !matches!(instruction.mnemonic(), Mnemonic::Cmp | Mnemonic::Test))
-}
-
-/// What is known of the stack on the way down from the entry.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stack {
-    /// `rbp` is the caller's, the return address is `depth` bytes above `rsp`; `saved` tells
-    /// that the caller's `rbp` has been stored right below the return address.
-    Caller {
-        depth: u64,
-        saved: bool,
-    },
-    SetUp,
-    Unknown,
-}
-
-impl Default for Stack {
-    fn default() -> Self {
-        Stack::Caller {
-            depth: 0,
-            saved: false,
-        }
-    }
-}
-
-impl Stack {
-    const PUSHED: Stack = Stack::Caller {
-        depth: 8,
-        saved: true,
-    };
-
-    fn frame(self) -> Option<FrameState> {
-        match self {
-            Stack::Caller { depth: 0, .. } => Some(FrameState::CallerReturnAtSp),
-            Stack::PUSHED => Some(FrameState::PushedRbp),
-            Stack::SetUp => Some(FrameState::SetUp),
-            _ => None,
-        }
-    }
-
-    fn step(&mut self, instruction: &Instruction, writes_rbp: bool) {
-        *self = match *self {
-            Stack::Caller { depth, saved } => caller_step(depth, saved, instruction, writes_rbp),
-            Stack::SetUp if !writes_rbp => Stack::SetUp,
-            _ => Stack::Unknown,
-        };
-    }
-}
-
-/// Go ≥ 1.21 and C: `push rbp; mov rbp, rsp`. Go ≤ 1.20: `sub rsp, N; mov [rsp+N-8], rbp;
-/// lea rbp, [rsp+N-8]`.
-fn caller_step(depth: u64, saved: bool, instruction: &Instruction, writes_rbp: bool) -> Stack {
-    let at_saved = |instruction: &Instruction| {
-        instruction.memory_base() == Register::RSP
-            && instruction.memory_index() == Register::None
-            && instruction.memory_displacement64().checked_add(8) == Some(depth)
-    };
-    match instruction.code() {
-        Code::Push_r64 => {
-            let saves = depth == 0 && instruction.op0_register() == Register::RBP;
-            Stack::Caller {
-                depth: depth.saturating_add(8),
-                saved: saved || saves,
-            }
-        }
-        Code::Sub_rm64_imm8 | Code::Sub_rm64_imm32
-            if instruction.op0_kind() == OpKind::Register
-                && instruction.op0_register() == Register::RSP =>
-        {
-            match u64::try_from(instruction.immediate(1) as i64) {
-                Ok(size) => Stack::Caller {
-                    depth: depth.saturating_add(size),
-                    saved,
-                },
-                Err(_) => Stack::Unknown,
-            }
-        }
-        Code::Mov_r64_rm64 | Code::Mov_rm64_r64
-            if instruction.op0_kind() == OpKind::Register
-                && instruction.op0_register() == Register::RBP =>
-        {
-            let from_rsp = instruction.op1_kind() == OpKind::Register
-                && instruction.op1_register() == Register::RSP;
-            if from_rsp && saved && depth == 8 {
-                Stack::SetUp
-            } else {
-                Stack::Unknown
-            }
-        }
-        Code::Lea_r64_m if instruction.op0_register() == Register::RBP => {
-            if saved && at_saved(instruction) {
-                Stack::SetUp
-            } else {
-                Stack::Unknown
-            }
-        }
-        Code::Mov_rm64_r64 if instruction.op0_kind() == OpKind::Memory => {
-            let saves = instruction.op1_register() == Register::RBP && at_saved(instruction);
-            Stack::Caller {
-                depth,
-                saved: saved || saves,
-            }
-        }
-        _ if writes_rbp || instruction.is_stack_instruction() || is_frame_setup(instruction) => {
-            Stack::Unknown
-        }
-        _ => Stack::Caller { depth, saved },
-    }
 }
 
 #[cfg(test)]

@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use super::schema::{
     EstimateReport, GoReport, Kind, LimitReport, MemoryReport, Report, SCHEMA, SiteReport, Summary,
-    TargetReport, WindowReport,
+    SurvivalReport, TargetReport, WindowReport,
 };
 use super::stack::{go_runtime_purpose, is_go_allocator, is_go_runtime_mapping, is_thread_start};
 use super::symbols::{FrameKey, FrameRef, SymbolTable};
 use crate::capture::schema::{self, End, Site};
 use crate::capture::{Capture, Ended};
-use crate::live_heap::{LiveHeap, SiteHistory};
+use crate::live_heap::{Age, LiveHeap, SiteHistory, Timeline};
 use crate::loss;
 use crate::series;
 use crate::verdict::{Facts, Owner, Verdict, judge};
@@ -217,13 +217,10 @@ fn site(
         attach_bytes: whole(history.preexisting_bytes),
         oldest_s: milli(history.oldest_s(&heap.timeline)),
         gc_cycles_survived: history.collections_survived(&heap.timeline),
+        survival: survival(history, &heap.timeline),
         estimate: EstimateReport {
             sampled: history.sampled,
-            rate_bytes: if history.sampled {
-                heap.sampler.rate
-            } else {
-                1
-            },
+            rate_bytes: history.rate,
             samples: history.live_count.objects,
             low_bytes: whole(history.live.low),
             high_bytes: whole(history.live.high),
@@ -238,6 +235,19 @@ fn site(
         stack_incomplete: record
             .map(|site| site.incomplete.clone())
             .filter(|reason| !reason.is_empty() && !is_whole),
+    }
+}
+
+fn survival(history: &SiteHistory, timeline: &Timeline) -> SurvivalReport {
+    let survival = history.survival(timeline);
+    let points = |ages: Vec<Age>| {
+        let points = ages.iter();
+        let points = points.map(|age| (milli(age.age), milli(age.alive), age.followed));
+        points.collect()
+    };
+    SurvivalReport {
+        seconds: points(survival.seconds),
+        collections: points(survival.collections),
     }
 }
 
@@ -259,7 +269,18 @@ fn target(capture: &Capture) -> TargetReport {
             pie: go.pie,
             heap_profiling: go.heap_profiling,
             sample_rate: go.sample_rate,
+            sampling: sampling(capture, go.heap_profiling).to_owned(),
         }),
+    }
+}
+
+/// Who sampled the Go heap.
+fn sampling(capture: &Capture, by_the_runtime: bool) -> &'static str {
+    let mut intervals = capture.intervals.iter();
+    match by_the_runtime {
+        true => "runtime",
+        false if intervals.any(|interval| interval.go_own_sampling.is_some()) => "leaktrace",
+        false => "none",
     }
 }
 

@@ -22,6 +22,6 @@ pub mod text;
 pub use build::{ReportOptions, build};
 pub use schema::{
     EstimateReport, Frame, GoReport, Kind, LimitReport, MemoryReport, Report, SCHEMA, SiteReport,
-    Summary, TargetReport, WindowReport,
+    Summary, SurvivalReport, TargetReport, WindowReport,
 };
 pub use symbols::SymbolTable;

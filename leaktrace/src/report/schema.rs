@@ -69,6 +69,9 @@ pub struct GoReport {
     pub heap_profiling: bool,
     /// `runtime.MemProfileRate` at the attach.
     pub sample_rate: u64,
+    /// Who sampled its heap: `runtime`, `leaktrace`, or `none`.
+    #[serde(default)]
+    pub sampling: String,
 }
 
 /// The window of time that was recorded.
@@ -139,6 +142,9 @@ pub struct SiteReport {
     /// Collections that object has survived, at least; Go heap only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gc_cycles_survived: Option<u32>,
+    /// Which share of its objects reaches an age.
+    #[serde(default)]
+    pub survival: SurvivalReport,
     /// How the figures came about.
     pub estimate: EstimateReport,
     /// Live bytes over time: `[t_s, bytes]`.
@@ -167,6 +173,17 @@ pub struct EstimateReport {
     pub low_bytes: u64,
     /// Its upper end.
     pub high_bytes: u64,
+}
+
+/// Kaplan-Meier curves of the objects born in the window: `[age, share that lives longer, objects
+/// followed up to that age]`, ages rising. Empty where nothing was born.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct SurvivalReport {
+    /// By age in seconds.
+    pub seconds: Vec<(f64, f64, u64)>,
+    /// By collections completed since the birth; Go heap only.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub collections: Vec<(f64, f64, u64)>,
 }
 
 /// A frame of a stack. Absent values are null.

@@ -8,7 +8,9 @@
 /// all innermost frames of package runtime; what the runtime allocates for itself (`runtime.malg`)
 /// keeps its name here.
 pub(super) fn is_go_allocator(function: &str) -> bool {
-    const NAMES: [&str; 9] = [
+    const NAMES: [&str; 11] = [
+        "runtime.(*mcache).nextFree",
+        "runtime.(*mcache).allocLarge",
         "runtime.profilealloc",
         "runtime.mProf_Malloc",
         "runtime.newobject",

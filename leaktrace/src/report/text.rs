@@ -73,6 +73,8 @@ impl Page {
                     "its heap sampler takes one object in {}",
                     human::bytes(go.sample_rate as f64)
                 )
+            } else if go.sampling == "leaktrace" {
+                "its heap sampler is off, leaktrace takes samples itself".to_owned()
             } else {
                 "its heap sampler is off".to_owned()
             };

@@ -13,6 +13,7 @@ use std::{
     io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::PathBuf,
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -194,6 +195,15 @@ impl Target {
     /// A file descriptor that becomes readable when the target exits.
     pub fn pidfd(&self) -> BorrowedFd<'_> {
         self.pidfd.as_fd()
+    }
+
+    /// Processor time that it has used so far, to a clock tick; zero when it is gone.
+    pub fn cpu_time(&self) -> Duration {
+        let ticks = self
+            .process
+            .stat()
+            .map_or(0, |stat| stat.utime + stat.stime);
+        Duration::from_secs_f64(ticks as f64 / rustix::param::clock_ticks_per_second() as f64)
     }
 
     /// Resident, anonymous, swapped and mapped bytes from `/proc/PID/status`: no page-table walk,
