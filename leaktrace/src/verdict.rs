@@ -131,12 +131,8 @@ pub struct Judgement {
 /// Judges one site.
 pub fn judge(facts: &Facts) -> Judgement {
     let Facts { site, timeline, .. } = *facts;
-    let points: Vec<_> = timeline
-        .times
-        .iter()
-        .copied()
-        .zip(site.live_series.iter().copied())
-        .collect();
+    let times = timeline.times.iter().copied();
+    let points: Vec<_> = times.zip(site.live_series.iter().copied()).collect();
     let growth_bytes_per_s = series::slope(&points);
     let old = Old::of(facts);
     let (verdict, mut evidence) = decide(facts, &old, growth_bytes_per_s);
