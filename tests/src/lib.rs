@@ -3,10 +3,12 @@
 //! Contract: every process that a test starts ends with the test, by its own handle. Services
 //! are waited for by what they print, never by sleeping a guessed time.
 
+mod matrix;
 mod service;
 mod tool;
 mod traces;
 
+pub use matrix::{go_modes, go_versions};
 pub use service::Service;
 pub use tool::{Finished, Leaktrace, report, run};
 pub use traces::assert_nothing_left;

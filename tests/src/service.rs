@@ -82,6 +82,25 @@ impl Service {
         writeln!(stdin, "{line}").expect("the service reads its stdin");
     }
 
+    /// Sends it a line and waits for the truth with which it answers: as of after it has done so.
+    ///
+    /// # Panics
+    ///
+    /// It does not answer.
+    pub fn ask(&mut self, line: &str) {
+        self.say(line);
+        self.truth = Value::Null;
+        while self.truth["asked"] != line {
+            let line = self.line();
+            self.learn(&line);
+        }
+    }
+
+    /// A text in its newest truth; empty when it is not there.
+    pub fn text(&self, field: &str) -> &str {
+        self.truth[field].as_str().unwrap_or_default()
+    }
+
     /// The newest truth it has printed, a field of it as a number.
     ///
     /// # Panics

@@ -13,6 +13,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use crate::{
     bpf, run,
     run::{is_root, line},
+    setup::Scope,
     workspace,
 };
 
@@ -190,8 +191,9 @@ pub(crate) fn unit_tests(counts: &mut Counts) -> Result<()> {
     count(test.env("INSTA_UPDATE", "no"), counts)
 }
 
-/// The privileged tests against the real kernel, one at a time: they load programs into it.
-pub(crate) fn integration_tests(counts: &mut Counts) -> Result<()> {
+/// The privileged tests against the real kernel, one at a time: they load programs into it. Those on
+/// Go services run on the versions of `scope`.
+pub(crate) fn integration_tests(scope: Scope, counts: &mut Counts) -> Result<()> {
     let mut test = cargo(&["test", "--package", "leaktrace-tests", "--no-fail-fast"]);
     if !is_root() {
         test.env(
@@ -202,6 +204,11 @@ pub(crate) fn integration_tests(counts: &mut Counts) -> Result<()> {
     test.args(["--", "--test-threads=1"])
         .env("LEAKTRACE_BIN", workspace::leaktrace())
         .env("LEAKTRACE_TARGETS", workspace::targets());
+    if scope == Scope::Full {
+        let versions = scope.go_versions().into_iter();
+        let versions: Vec<_> = versions.map(|version| version.number).collect();
+        test.env("LEAKTRACE_GO_VERSIONS", versions.join(","));
+    }
     count(&mut test, counts)
 }
 

@@ -51,7 +51,11 @@ enum Chore {
     /// Attach to a leaking Go service for 15 seconds and print the report.
     Demo,
     /// Run every check: format, lints, docs, unit, replay and, as root, integration tests.
-    Test,
+    Test {
+        /// The integration tests on every Go version, not the oldest and the newest only.
+        #[arg(long)]
+        full: bool,
+    },
     /// Measure what leaktrace costs a program that allocates as fast as it can.
     Bench {
         /// How many times each of the three is measured.
@@ -86,17 +90,13 @@ fn run(arguments: &Arguments) -> Result<()> {
         Chore::Setup { test: true, .. } => setup::run(setup::Scope::Test),
         Chore::Setup { .. } => setup::run(setup::Scope::Demo),
         Chore::Build { full } => {
-            let scope = if full {
-                setup::Scope::Full
-            } else {
-                setup::Scope::Test
-            };
+            let scope = for_tests(full);
             setup::run(scope)?;
             targets::build_leaktrace()?;
             targets::build(scope)
         }
         Chore::Demo => demo::run(),
-        Chore::Test => test::run(),
+        Chore::Test { full } => test::run(for_tests(full)),
         Chore::Bench {
             pairs,
             seconds,
@@ -104,5 +104,13 @@ fn run(arguments: &Arguments) -> Result<()> {
         } => bench::run(pairs, seconds, workers),
         Chore::Tidy => tidy::run(),
         Chore::GoLayouts => go_layouts::run(),
+    }
+}
+
+fn for_tests(full: bool) -> setup::Scope {
+    if full {
+        setup::Scope::Full
+    } else {
+        setup::Scope::Test
     }
 }

@@ -5,12 +5,12 @@
 //! | name | what |
 //! |---|---|
 //! | `reload-GO`, `pipeline-GO`, `objects-GO`, `churn-GO` | built with that release of Go, as in `reload-1.27.3`; the heap sampler is linked in and on |
-//! | `…-stripped` | the same without symbols and DWARF (`-s -w`) |
+//! | `…-MODE` | `reload` in another build mode: those of [`MODES`]; of the others only `…-stripped` |
 //! | `…-nopprof` | `reload`, `pipeline` and `churn` without the sampler: `runtime.MemProfileRate` is 0 |
 //! | `vm` | `tests/targets/c/vm.c` |
 //!
 //! `GO` is 1.27.3 and 1.19.8 for the tests, 1.27.3 for the demo, and every release of `go.rs` after
-//! `cargo xtask build --full`. leaktrace itself is where `LEAKTRACE_BIN` says, else
+//! `cargo xtask build --full` and `test --full`. leaktrace itself is where `LEAKTRACE_BIN` says, else
 //! `target/release/leaktrace`. `cargo xtask test` sets both variables.
 
 use std::{fs, path::Path, process::Command, time::SystemTime};
@@ -19,31 +19,77 @@ use anyhow::{Context as _, Result};
 
 use crate::{go, run, setup::Scope, workspace};
 
-/// How a Go program is linked.
-struct Variant {
-    suffix: &'static str,
+/// How a Go program is built and linked.
+#[derive(Clone, Copy)]
+struct Mode {
+    /// As in the binary's name and in `LEAKTRACE_GO_MODES`; nothing for the plain one.
+    name: &'static str,
+    /// Arguments of `go build`.
     arguments: &'static [&'static str],
+    /// With C code, by cgo.
+    cgo: bool,
 }
 
-const PLAIN: Variant = Variant {
-    suffix: "",
-    arguments: &["-tags=pprof"],
-};
-const STRIPPED: Variant = Variant {
-    suffix: "-stripped",
-    arguments: &["-tags=pprof", "-ldflags=-s -w"],
-};
-const NO_PPROF: Variant = Variant {
-    suffix: "-nopprof",
+const PLAIN: Mode = Mode {
+    name: "",
     arguments: &[],
+    cgo: false,
 };
+const STRIPPED: Mode = Mode {
+    name: "stripped",
+    arguments: &["-ldflags=-s -w"],
+    cgo: false,
+};
+const MODES: [Mode; 5] = [
+    PLAIN,
+    STRIPPED,
+    Mode {
+        name: "pie",
+        arguments: &["-buildmode=pie"],
+        cgo: false,
+    },
+    Mode {
+        name: "cgo",
+        arguments: &[],
+        cgo: true,
+    },
+    // Without cgo a Go program is static anyway; this one has libc inside.
+    Mode {
+        name: "static",
+        arguments: &["-ldflags=-linkmode=external -extldflags=-static"],
+        cgo: true,
+    },
+];
 
-/// The Go programs, each a folder of `tests/targets/go`, and the variants there are of each.
-const PROGRAMS: [(&str, &[Variant]); 4] = [
-    ("reload", &[PLAIN, STRIPPED, NO_PPROF]),
-    ("pipeline", &[PLAIN, STRIPPED, NO_PPROF]),
-    ("objects", &[PLAIN, STRIPPED]),
-    ("churn", &[PLAIN, STRIPPED, NO_PPROF]),
+/// A sample program, a folder of `tests/targets/go`.
+struct Program {
+    name: &'static str,
+    modes: &'static [Mode],
+    /// The modes in which it is also built without the heap sampler.
+    without_sampler: &'static [Mode],
+}
+
+const PROGRAMS: [Program; 4] = [
+    Program {
+        name: "reload",
+        modes: &MODES,
+        without_sampler: &MODES,
+    },
+    Program {
+        name: "pipeline",
+        modes: &[PLAIN, STRIPPED],
+        without_sampler: &[PLAIN],
+    },
+    Program {
+        name: "objects",
+        modes: &[PLAIN, STRIPPED],
+        without_sampler: &[],
+    },
+    Program {
+        name: "churn",
+        modes: &[PLAIN, STRIPPED],
+        without_sampler: &[PLAIN],
+    },
 ];
 
 /// Builds the sample programs that `scope` needs and that are older than their sources.
@@ -55,9 +101,14 @@ pub(crate) fn build(scope: Scope) -> Result<()> {
     let out = workspace::targets();
     fs::create_dir_all(&out).with_context(|| format!("failed to create `{}`", out.display()))?;
     for version in scope.go_versions() {
-        for (program, variants) in PROGRAMS {
-            for variant in variants {
-                build_go(version, program, variant, &out)?;
+        for program in &PROGRAMS {
+            // The demo and the bench take the plain ones.
+            let is_needed = |mode: &&Mode| scope >= Scope::Test || mode.name.is_empty();
+            for mode in program.modes.iter().filter(is_needed) {
+                build_go(version, program.name, mode, true, &out)?;
+            }
+            for mode in program.without_sampler.iter().filter(is_needed) {
+                build_go(version, program.name, mode, false, &out)?;
             }
         }
     }
@@ -83,16 +134,34 @@ pub(crate) fn build_leaktrace() -> Result<()> {
     ]))
 }
 
-fn build_go(version: go::Version, program: &str, variant: &Variant, out: &Path) -> Result<()> {
+fn build_go(
+    version: go::Version,
+    program: &str,
+    mode: &Mode,
+    has_sampler: bool,
+    out: &Path,
+) -> Result<()> {
     let sources = workspace::root().join("tests/targets/go").join(program);
-    let binary = out.join(format!("{program}-{}{}", version.number, variant.suffix));
+    let mut name = format!("{program}-{}", version.number);
+    for part in [mode.name, if has_sampler { "" } else { "nopprof" }] {
+        if !part.is_empty() {
+            name = format!("{name}-{part}");
+        }
+    }
+    let binary = out.join(name);
     if is_newer(&binary, &sources)? {
         return Ok(());
+    }
+    let mut tags = Vec::from_iter(has_sampler.then_some("pprof"));
+    if mode.cgo {
+        // The resolver and the user database in Go: those of libc cannot be linked statically.
+        tags.extend(["netgo", "osusergo"]);
     }
     let mut go = Command::new(version.command()?);
     go.current_dir(&sources)
         .args(["build", "-buildvcs=false"])
-        .args(variant.arguments)
+        .arg(format!("-tags={}", tags.join(",")))
+        .args(mode.arguments)
         .arg("-o")
         .arg(&binary)
         .arg(".")
@@ -101,7 +170,7 @@ fn build_go(version: go::Version, program: &str, variant: &Variant, out: &Path) 
         .env("GO111MODULE", "off")
         .env("GOCACHE", workspace::target().join("go-cache"))
         .env("GOPATH", workspace::target().join("go-path"))
-        .env("CGO_ENABLED", "0");
+        .env("CGO_ENABLED", if mode.cgo { "1" } else { "0" });
     for name in [
         "GOROOT",
         "GOFLAGS",
@@ -109,6 +178,8 @@ fn build_go(version: go::Version, program: &str, variant: &Variant, out: &Path) 
         "GOARCH",
         "GOEXPERIMENT",
         "GODEBUG",
+        "CGO_CFLAGS",
+        "CGO_LDFLAGS",
     ] {
         go.env_remove(name);
     }

@@ -10,13 +10,14 @@ use crate::{
     targets,
 };
 
-/// Runs every check, even after one has failed, and sums up.
+/// Runs every check, even after one has failed, and sums up. `scope` says on which Go versions the
+/// integration tests run.
 ///
 /// # Errors
 ///
 /// When setting up or building fails, or any check.
-pub(crate) fn run() -> Result<()> {
-    setup::run(Scope::Test)?;
+pub(crate) fn run(scope: Scope) -> Result<()> {
+    setup::run(scope)?;
 
     let mut report = Report::default();
     report.check("format", checks::format);
@@ -29,10 +30,12 @@ pub(crate) fn run() -> Result<()> {
     report.check("unit and replay", || checks::unit_tests(&mut counts));
     let is_built = report.check("build leaktrace and its targets", || {
         targets::build_leaktrace()?;
-        targets::build(Scope::Test)
+        targets::build(scope)
     });
     if is_built {
-        report.check("integration", || checks::integration_tests(&mut counts));
+        report.check("integration", || {
+            checks::integration_tests(scope, &mut counts)
+        });
     } else {
         report.skip("integration", "there is nothing to run it on");
     }

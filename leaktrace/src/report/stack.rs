@@ -79,6 +79,8 @@ pub(super) fn go_runtime_purpose<'a>(functions: impl Iterator<Item = Option<&'a 
         !function.starts_with("runtime.")
             || function.starts_with("runtime.sys")
             || function.starts_with("runtime.mmap")
+            || function.starts_with("runtime.callCgo")
+            || function.starts_with("runtime.systemstack")
             || function.starts_with("runtime.persistentalloc")
             || function.contains("asmcgocall")
     };
@@ -155,5 +157,16 @@ mod tests {
             "main.main",
         ];
         assert_eq!(go_runtime_purpose(stack.into_iter().map(Some)), 5);
+        let cgo = [
+            "mmap64",
+            "x_cgo_mmap",
+            "runtime.callCgoMmap",
+            "runtime.mmap.func1",
+            "runtime.systemstack.abi0",
+            "runtime.mmap",
+            "runtime.sysReserve",
+            "runtime.(*mheap).sysAlloc",
+        ];
+        assert_eq!(go_runtime_purpose(cgo.into_iter().map(Some)), 8);
     }
 }

@@ -14,7 +14,7 @@ import (
 )
 
 // serveProfiles is set by the file that the build tag `pprof` adds.
-var serveProfiles func(address string)
+var serveProfiles func(address string) string
 
 // record is 48 bytes, with a pointer, as small objects mostly have.
 type record struct {

@@ -6,6 +6,7 @@
 package main
 
 import (
+	"net"
 	"net/http"
 	_ "net/http/pprof"
 	"os"
@@ -16,11 +17,13 @@ func init() {
 	if pprof.Lookup("heap") == nil {
 		panic("no heap profile")
 	}
-	serveProfiles = func(address string) {
-		go func() {
-			if err := http.ListenAndServe(address, nil); err != nil {
-				os.Stderr.WriteString("failed to serve profiles: " + err.Error() + "\n")
-			}
-		}()
+	serveProfiles = func(address string) string {
+		listener, err := net.Listen("tcp", address)
+		if err != nil {
+			os.Stderr.WriteString("failed to serve profiles: " + err.Error() + "\n")
+			os.Exit(2)
+		}
+		go http.Serve(listener, nil)
+		return listener.Addr().String()
 	}
 }

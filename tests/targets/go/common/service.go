@@ -12,13 +12,17 @@ import (
 	"os"
 	"os/signal"
 	"runtime"
+	"runtime/debug"
 	"sync/atomic"
 	"syscall"
 	"time"
 )
 
-// serveProfiles is set by the file that the build tag `pprof` adds.
-var serveProfiles func(address string)
+// serveProfiles is set by the file that the build tag `pprof` adds. It says on which address it serves.
+var serveProfiles func(address string) string
+
+// nativeWork is set by the file that a build with cgo adds.
+var nativeWork func()
 
 // leaker is the part that differs between the services.
 type leaker interface {
@@ -36,10 +40,12 @@ type service struct {
 	cacheRate   int64
 	garbageRate int64
 	httpAddress string
+	gcPercent   int
 
 	started time.Time
 	cache   *sessionCache
 	garbage int64
+	paused  bool
 }
 
 // truth is one line of output.
@@ -55,6 +61,7 @@ type truth struct {
 	Goroutines    int     `json:"goroutines"`
 	HeapAlloc     uint64  `json:"heap_alloc"`
 	NumGC         uint32  `json:"num_gc"`
+	HTTP          string  `json:"http,omitempty"`
 }
 
 // newService declares the flags; `leakRate` and `leakLimit` are their defaults, in bytes.
@@ -65,20 +72,23 @@ func newService(leakRate, leakLimit int64) *service {
 	flag.Int64Var(&s.cacheBytes, "cache-bytes", 16<<20, "bound of the session cache")
 	flag.Int64Var(&s.cacheRate, "cache-bytes-per-s", 4<<20, "sessions replaced each second, in bytes")
 	flag.Int64Var(&s.garbageRate, "garbage-bytes-per-s", 128<<20, "short-lived bytes each second")
+	flag.IntVar(&s.gcPercent, "gc-percent", 100, "GOGC: lower collects more often and takes less memory")
 	flag.StringVar(&s.httpAddress, "http", "", "serve /debug/pprof here (needs the build tag pprof)")
 	return s
 }
 
 // run works until stdin closes or a signal asks it to stop. It prints the truth every second, and
-// at once when a line comes in on stdin, which it repeats as `asked`.
+// at once when a line comes in on stdin, which it repeats as `asked`. The lines "pause" and "resume"
+// stop and start its work before that, "gc" collects twice: then the heap profile holds all there is.
 func (s *service) run(l leaker) {
 	if s.httpAddress != "" {
 		if serveProfiles == nil {
 			fmt.Fprintln(os.Stderr, "-http needs a build with -tags pprof")
 			os.Exit(2)
 		}
-		serveProfiles(s.httpAddress)
+		s.httpAddress = serveProfiles(s.httpAddress)
 	}
+	debug.SetGCPercent(s.gcPercent)
 	stop := make(chan os.Signal, 1)
 	signal.Notify(stop, syscall.SIGTERM, syscall.SIGINT)
 	lines := readLines()
@@ -97,10 +107,22 @@ func (s *service) run(l leaker) {
 			if !open {
 				return
 			}
+			switch line {
+			case "pause":
+				s.paused = true
+			case "resume":
+				s.paused = false
+			case "gc":
+				runtime.GC()
+				runtime.GC()
+			}
 			s.print(l, truth{Asked: line})
 		case <-second.C:
 			s.print(l, truth{})
 		case <-work.C:
+			if s.paused {
+				continue
+			}
 			elapsed := time.Since(s.started)
 			owed := leaked.owed(elapsed, s.leakRate)
 			if total, _ := l.leaked(); s.leakLimit > 0 && owed > s.leakLimit-total {
@@ -109,6 +131,9 @@ func (s *service) run(l leaker) {
 			leaked.done(l.leak(owed))
 			admitted.done(s.cache.admit(admitted.owed(elapsed, s.cacheRate)))
 			s.litter(elapsed)
+			if nativeWork != nil {
+				nativeWork()
+			}
 			if !ready {
 				ready = true
 				s.print(l, truth{Ready: true})
@@ -137,6 +162,7 @@ func (s *service) print(l leaker, t truth) {
 	t.Goroutines = runtime.NumGoroutine()
 	t.HeapAlloc = memory.HeapAlloc
 	t.NumGC = memory.NumGC
+	t.HTTP = s.httpAddress
 	line, err := json.Marshal(t)
 	if err != nil {
 		panic(err)

@@ -12,7 +12,7 @@ import (
 )
 
 // serveProfiles is set by the file that the build tag `pprof` adds.
-var serveProfiles func(address string)
+var serveProfiles func(address string) string
 
 func init() { runtime.MemProfileRate = 1 }
 
