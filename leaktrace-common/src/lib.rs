@@ -14,7 +14,7 @@ pub const MAX_FRAMES: usize = 128;
 pub const STACK_TRUNCATED: u32 = 1 << 0;
 /// The frame-pointer chain ended in memory that could not be read.
 pub const STACK_UNREADABLE: u32 = 1 << 1;
-/// The frame-pointer chain stopped going towards the outermost frame: code without frame pointers.
+/// The frame pointer is not of the stack that is being walked: code without frame pointers.
 pub const STACK_BROKEN: u32 = 1 << 2;
 /// The second frame was read from the top of the stack, because the innermost function had not
 /// set up a frame of its own. It looks like a return address (a `call` precedes it).
@@ -102,7 +102,8 @@ pub struct StackRecord {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct FrameRule {
-    /// CFA minus the stack pointer.
+    /// CFA minus the stack pointer, 8 or more. Zero: the frame is left by the frame pointer, which may
+    /// lie on another stack, since the function has changed stacks.
     pub cfa: i32,
     /// Where the caller's frame pointer is saved, from the CFA; zero: it is still in its register.
     pub saved_bp: i32,

@@ -1,21 +1,23 @@
-//! The walk itself: by frame rules where there are any, then by frame pointers.
+//! The walk itself: each frame is left by its rule if it has one, else by its frame pointer.
 //!
 //! Our own walk, not `bpf_get_stack`: that one starts at the frame pointer and so loses the caller
 //! of a function that has not set up a frame, and it does not say why it ended. The innermost
-//! functions of a system call are such (libc's `mmap`, `mremap`, `sbrk`): user space tells how to
-//! leave them (`FRAME_RULES`). Where it could not (Go's `Syscall6`, JIT code), the word at the top
-//! of the stack is taken for the return address if a `call` stands before the place it points to.
+//! functions of a system call are such (libc's `mmap`, `mremap`, `sbrk`), and so is the C code of a
+//! Go program: user space tells how to leave them (`FRAME_RULES`). Where it could not (Go's
+//! `Syscall6`, JIT code), the word at the top of the stack is taken for the return address if a
+//! `call` stands before the place it points to.
+//!
+//! A frame pointer below the stack pointer belongs to another stack: frames between have not set
+//! it, and the walk ends there rather than leave them out. Only where user space says that the
+//! function has changed stacks, as Go's `asmcgocall` does, is it followed.
 
 use aya_ebpf::helpers::bpf_probe_read_user;
 use leaktrace_common::{
-    MAX_FRAMES, STACK_BROKEN, STACK_LEAF_CALLER, STACK_TRUNCATED, STACK_UNREADABLE, StackId,
-    StackRecord,
+    FrameRule, MAX_FRAMES, STACK_BROKEN, STACK_LEAF_CALLER, STACK_TRUNCATED, STACK_UNREADABLE,
+    StackId, StackRecord,
 };
 
 use crate::maps::FRAME_RULES;
-
-/// Deepest run of frames left by rules: brk, sbrk, sysmalloc, _int_malloc, malloc and some.
-const MAX_RULED: usize = 12;
 
 /// Fills `record` from the registers of the innermost frame; gives the hash of what it found.
 #[inline(always)]
@@ -25,25 +27,7 @@ pub fn walk(record: &mut StackRecord, ip: u64, sp: u64, bp: u64) -> StackId {
     let mut flags = STACK_TRUNCATED;
     let (mut ip, mut sp, mut bp) = (ip, sp, bp);
     record.frames[0] = ip;
-    for _ in 0..MAX_RULED {
-        // SAFETY: user space fills the map before the attach; nobody writes it afterwards.
-        let Some(rule) = (unsafe { FRAME_RULES.get(ip) }) else {
-            break;
-        };
-        let cfa = sp.wrapping_add_signed(i64::from(rule.cfa));
-        let Some(ret) = read(cfa.wrapping_sub(8) as *const u64) else {
-            break;
-        };
-        if rule.saved_bp != 0 {
-            let saved = cfa.wrapping_add_signed(i64::from(rule.saved_bp));
-            bp = read(saved as *const u64).unwrap_or(0);
-        }
-        (ip, sp) = (ret, cfa);
-        record.frames[len & (MAX_FRAMES - 1)] = ret;
-        hash = mix(hash, ret);
-        len += 1;
-    }
-    if len == 1 {
+    if rule(ip).is_none() {
         let leaf = read(sp as *const u64).unwrap_or(0);
         let (_, first) = read(bp as *const (u64, u64)).unwrap_or((0, 0));
         if leaf != first && follows_call(leaf) {
@@ -51,14 +35,34 @@ pub fn walk(record: &mut StackRecord, ip: u64, sp: u64, bp: u64) -> StackId {
             hash = mix(hash, leaf);
             len = 2;
             flags |= STACK_LEAF_CALLER;
+            (ip, sp) = (leaf, sp.wrapping_add(8));
         }
     }
     for _ in 0..MAX_FRAMES {
         if len >= MAX_FRAMES {
             break;
         }
-        let Some((next, ret)) = read(bp as *const (u64, u64)) else {
-            flags = flags & !STACK_TRUNCATED | if bp == 0 { 0 } else { STACK_UNREADABLE };
+        let rule = rule(ip);
+        let ret = if let Some(rule) = rule.filter(|rule| rule.cfa != 0) {
+            sp = sp.wrapping_add_signed(i64::from(rule.cfa));
+            if rule.saved_bp != 0 {
+                let saved = sp.wrapping_add_signed(i64::from(rule.saved_bp));
+                bp = read(saved as *const u64).unwrap_or(0);
+            }
+            read(sp.wrapping_sub(8) as *const u64)
+        } else if bp == 0 {
+            Some(0)
+        } else if bp < sp && rule.is_none() {
+            flags = flags & !STACK_TRUNCATED | STACK_BROKEN;
+            break;
+        } else if let Some((next, ret)) = read(bp as *const (u64, u64)) {
+            (sp, bp) = (bp.wrapping_add(16), next);
+            Some(ret)
+        } else {
+            None
+        };
+        let Some(ret) = ret else {
+            flags = flags & !STACK_TRUNCATED | STACK_UNREADABLE;
             break;
         };
         if ret == 0 {
@@ -68,15 +72,18 @@ pub fn walk(record: &mut StackRecord, ip: u64, sp: u64, bp: u64) -> StackId {
         record.frames[len & (MAX_FRAMES - 1)] = ret;
         hash = mix(hash, ret);
         len += 1;
-        if next <= bp {
-            flags = flags & !STACK_TRUNCATED | if next == 0 { 0 } else { STACK_BROKEN };
-            break;
-        }
-        bp = next;
+        ip = ret;
     }
     record.len = len as u32;
     record.flags = flags;
     StackId(mix(hash, len as u64 | (flags as u64) << 32) | 1)
+}
+
+/// How to leave the frame at `ip`, if user space knows.
+#[inline(always)]
+fn rule(ip: u64) -> Option<FrameRule> {
+    // SAFETY: user space fills the map before the attach; nobody writes it afterwards.
+    unsafe { FRAME_RULES.get(ip) }.copied()
 }
 
 /// Whether the instruction that ends at `address` may be a `call`: `e8 rel32` or `ff /2`.

@@ -1,8 +1,10 @@
 //! `leaktrace record`: attach, drain each interval, close the file, all of it undone on every way
 //! out.
 
+mod rules;
+
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashSet,
     fs::File,
     io,
     path::{Path, PathBuf},
@@ -10,7 +12,6 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use leaktrace_common::FrameRule;
 use tokio::{
     io::{Interest, unix::AsyncFd},
     signal::unix::{SignalKind, signal},
@@ -23,13 +24,10 @@ use crate::{
     drain::{Drain, Kernel},
     go::GoVariable,
     loader::{Loaded, MapSizes, check_host, ensure_tracefs},
-    plan::{
-        Facts, Families, GoFacts, Plan,
-        frame_rules::{self, NoRules},
-    },
+    plan::{Facts, Families, GoFacts, Plan},
     sampling::{self, OwnSampling},
     symbolize::{self, PcKind},
-    target::{AddressMap, GoTarget, Target, maps::Modules, open_image},
+    target::{AddressMap, GoTarget, Target, maps::Modules},
 };
 
 /// How often the ring buffer is emptied at least.
@@ -205,7 +203,7 @@ fn attach<'a>(
     let mut modules = Modules::default();
     let mut limits = Vec::new();
     if options.families.vm {
-        let (rules, mut left_out) = frame_rules(&target.address_map()?, &mut modules, &mut limits);
+        let (rules, mut left_out) = rules::frame_rules(target, &mut modules, &mut limits)?;
         left_out += loaded.set_frame_rules(rules)?;
         if left_out > 0 {
             limits.push(schema::Limit {
@@ -352,50 +350,6 @@ impl Session<'_> {
             .context("failed to close the capture")?;
         file.sync_all().context("failed to close the capture")
     }
-}
-
-/// How to leave the frames of system calls and their callers, in every mapped file that says so.
-/// A file that does not (Go, or built without) is walked by frame pointers alone, and each stack
-/// that breaks there says so.
-///
-/// Gives the rules by address, and the number of places that were over a file's bound; a file that
-/// is too large to be searched becomes a limit.
-fn frame_rules(
-    map: &AddressMap,
-    modules: &mut Modules,
-    limits: &mut Vec<schema::Limit>,
-) -> (Vec<(u64, FrameRule)>, u64) {
-    let mut of_module = HashMap::new();
-    let mut rules = Vec::new();
-    let mut left_out = 0;
-    for mapping in map.executable() {
-        let index = modules.intern(map, mapping);
-        let of_module = of_module.entry(index).or_insert_with(|| {
-            let module = modules.get(index)?;
-            let path = &module.path;
-            match frame_rules::frame_rules(&open_image(&module.open_path()?).ok()?) {
-                Ok(found) => {
-                    left_out += found.left_out;
-                    Some(found.rules)
-                }
-                Err(error @ NoRules::TooLarge) => {
-                    limits.push(schema::Limit {
-                        what: format!("callers of system calls in `{path}`"),
-                        reason: error.to_string(),
-                    });
-                    None
-                }
-                Err(NoRules::Elf(_) | NoRules::NoFrames) => None,
-            }
-        });
-        let (start, end) = mapping.address;
-        let range = mapping.offset..mapping.offset + (end - start);
-        let found = of_module
-            .iter()
-            .flat_map(|of_module| of_module.range(range.clone()));
-        rules.extend(found.map(|(offset, rule)| (start + (offset - mapping.offset), *rule)));
-    }
-    (rules, left_out)
 }
 
 fn header(

@@ -6,6 +6,7 @@
 //! |---|---|
 //! | `reload-GO`, `pipeline-GO`, `objects-GO`, `churn-GO` | built with that release of Go, as in `reload-1.27.3`; the heap sampler is linked in and on |
 //! | `…-MODE` | `reload` in another build mode: those of [`MODES`]; of the others only `…-stripped` |
+//! | `mixed-GO-MODE` | half C, half Go, in the modes of [`C_MODES`] |
 //! | `…-nopprof` | `reload`, `pipeline` and `churn` without the sampler: `runtime.MemProfileRate` is 0 |
 //! | `vm` | `tests/targets/c/vm.c` |
 //!
@@ -26,19 +27,22 @@ struct Mode {
     name: &'static str,
     /// Arguments of `go build`.
     arguments: &'static [&'static str],
-    /// With C code, by cgo.
-    cgo: bool,
+    /// With C code, by cgo, compiled so.
+    cgo: Option<&'static str>,
 }
+
+/// As cgo itself has it.
+const CFLAGS: &str = "-g -O2";
 
 const PLAIN: Mode = Mode {
     name: "",
     arguments: &[],
-    cgo: false,
+    cgo: None,
 };
 const STRIPPED: Mode = Mode {
     name: "stripped",
     arguments: &["-ldflags=-s -w"],
-    cgo: false,
+    cgo: None,
 };
 const MODES: [Mode; 5] = [
     PLAIN,
@@ -46,18 +50,41 @@ const MODES: [Mode; 5] = [
     Mode {
         name: "pie",
         arguments: &["-buildmode=pie"],
-        cgo: false,
+        cgo: None,
+    },
+    CGO,
+    STATIC,
+];
+const CGO: Mode = Mode {
+    name: "cgo",
+    arguments: &[],
+    cgo: Some(CFLAGS),
+};
+/// Without cgo a Go program is static anyway; this one has libc inside.
+const STATIC: Mode = Mode {
+    name: "static",
+    arguments: &["-ldflags=-linkmode=external -extldflags=-static"],
+    cgo: Some(CFLAGS),
+};
+/// How C code can be built, for what its stacks look like then.
+const C_MODES: [Mode; 5] = [
+    CGO,
+    STATIC,
+    Mode {
+        name: "pie",
+        arguments: &["-buildmode=pie"],
+        cgo: Some(CFLAGS),
     },
     Mode {
-        name: "cgo",
+        name: "framepointers",
         arguments: &[],
-        cgo: true,
+        cgo: Some("-g -O2 -fno-omit-frame-pointer"),
     },
-    // Without cgo a Go program is static anyway; this one has libc inside.
+    // Neither frame pointers nor call frame information.
     Mode {
-        name: "static",
-        arguments: &["-ldflags=-linkmode=external -extldflags=-static"],
-        cgo: true,
+        name: "bare",
+        arguments: &[],
+        cgo: Some("-g -O2 -fno-asynchronous-unwind-tables"),
     },
 ];
 
@@ -69,7 +96,7 @@ struct Program {
     without_sampler: &'static [Mode],
 }
 
-const PROGRAMS: [Program; 4] = [
+const PROGRAMS: [Program; 5] = [
     Program {
         name: "reload",
         modes: &MODES,
@@ -89,6 +116,11 @@ const PROGRAMS: [Program; 4] = [
         name: "churn",
         modes: &[PLAIN, STRIPPED],
         without_sampler: &[PLAIN],
+    },
+    Program {
+        name: "mixed",
+        modes: &C_MODES,
+        without_sampler: &[],
     },
 ];
 
@@ -153,7 +185,7 @@ fn build_go(
         return Ok(());
     }
     let mut tags = Vec::from_iter(has_sampler.then_some("pprof"));
-    if mode.cgo {
+    if mode.cgo.is_some() {
         // The resolver and the user database in Go: those of libc cannot be linked statically.
         tags.extend(["netgo", "osusergo"]);
     }
@@ -170,7 +202,8 @@ fn build_go(
         .env("GO111MODULE", "off")
         .env("GOCACHE", workspace::target().join("go-cache"))
         .env("GOPATH", workspace::target().join("go-path"))
-        .env("CGO_ENABLED", if mode.cgo { "1" } else { "0" });
+        .env("CGO_ENABLED", if mode.cgo.is_some() { "1" } else { "0" })
+        .env("CGO_CFLAGS", mode.cgo.unwrap_or_default());
     for name in [
         "GOROOT",
         "GOFLAGS",
@@ -178,7 +211,6 @@ fn build_go(
         "GOARCH",
         "GOEXPERIMENT",
         "GODEBUG",
-        "CGO_CFLAGS",
         "CGO_LDFLAGS",
     ] {
         go.env_remove(name);

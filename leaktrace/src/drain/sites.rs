@@ -120,7 +120,8 @@ fn incomplete(flags: u32) -> &'static str {
         "the frame-pointer chain ended in memory that could not be read: code built without frame \
          pointers"
     } else if flags & STACK_BROKEN != 0 {
-        "the frame-pointer chain broke: code built without frame pointers"
+        "the frame pointer is of another stack: code built without frame pointers, and without call \
+         frame information that was searched"
     } else {
         ""
     }

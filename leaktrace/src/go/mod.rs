@@ -232,14 +232,24 @@ impl GoBinary {
                 found_by: FoundBy::Symtab,
             });
         }
-        let mut functions = self.pclntab.functions();
-        let function =
-            functions.find(|function| self.pclntab.name(function) == Some(name.as_bytes()))?;
-        Some(Function {
-            entry: self.module.text.checked_add(u64::from(function.entry))?,
-            end: self.module.text.checked_add(u64::from(function.end))?,
-            found_by: FoundBy::Pclntab,
-        })
+        self.functions(name).first().copied()
+    }
+
+    /// All functions of that name in pclntab, which does not tell an assembly function from the
+    /// wrapper with which Go code calls it.
+    pub fn functions(&self, name: &str) -> Vec<Function> {
+        let named = self
+            .pclntab
+            .functions()
+            .filter(|function| self.pclntab.name(function) == Some(name.as_bytes()));
+        let function = |function: pclntab::FuncInfo| {
+            Some(Function {
+                entry: self.module.text.checked_add(u64::from(function.entry))?,
+                end: self.module.text.checked_add(u64::from(function.end))?,
+                found_by: FoundBy::Pclntab,
+            })
+        };
+        named.filter_map(function).collect()
     }
 
     fn text_offset(&self, address: u64) -> Option<u32> {

@@ -5,7 +5,8 @@
 //! information (`.eh_frame`) says, for every instruction, where the return address is. This module
 //! reads it for the few instructions that matter: those after a system call that changes the
 //! address space, and the return addresses of the calls that lead there within the same file (as
-//! `malloc` → `_int_malloc` → `sysmalloc` → `sbrk` → `brk`).
+//! `malloc` → `_int_malloc` → `sysmalloc` → `sbrk` → `brk`). In a Go executable, whose C code is
+//! little and leads out into libc, it is the return addresses of all calls.
 //!
 //! Pure: the bytes of an ELF file in, rules by file offset out. A rule for an address that is never
 //! met does no harm, so places are found by their bytes. Whatever the file says, the work is a few
@@ -19,6 +20,7 @@ use gimli::{
     BaseAddresses, CfaRule, CieOrFde, CommonInformationEntry, EhFrame, EndianSlice, LittleEndian,
     RegisterRule, UnwindContext, UnwindSection as _, X86_64,
 };
+use iced_x86::{Decoder, DecoderOptions, FlowControl};
 use leaktrace_common::FrameRule;
 use object::{
     Object as _, ObjectSection as _, ObjectSegment as _, SectionKind, read::elf::ElfFile64,
@@ -68,12 +70,21 @@ pub struct FrameRules {
     pub left_out: u64,
 }
 
+/// Which instructions get a rule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// Those after system calls, and the callers of those.
+    SystemCalls,
+    /// Besides, those after every call.
+    AllCalls,
+}
+
 /// The rules of an ELF file.
 ///
 /// # Errors
 ///
 /// See [`NoRules`]. Damaged call frame information gives fewer rules.
-pub fn frame_rules(image: &[u8]) -> Result<FrameRules, NoRules> {
+pub fn frame_rules(image: &[u8], reach: Reach) -> Result<FrameRules, NoRules> {
     let elf = ElfFile64::<object::LittleEndian>::parse(image)
         .map_err(|error| NoRules::Elf(error.to_string()))?;
     let frames = Frames::new(&elf).ok_or(NoRules::NoFrames)?;
@@ -92,11 +103,14 @@ pub fn frame_rules(image: &[u8]) -> Result<FrameRules, NoRules> {
         return Err(NoRules::TooLarge);
     }
     let entries = system_calls(&code);
-    if entries.is_empty() {
+    if entries.is_empty() && reach == Reach::SystemCalls {
         return Ok(FrameRules::default());
     }
     let functions = frames.functions();
-    let places = places(&code, &functions, &entries);
+    let mut places = places(&code, &functions, &entries);
+    if reach == Reach::AllCalls {
+        places.add_calls(&code, &functions);
+    }
     let mut found = FrameRules {
         rules: BTreeMap::new(),
         left_out: places.left_out,
@@ -171,6 +185,28 @@ impl Places {
         self.known.insert(address);
         self.list.push(Place { address, is_return });
         Some(function)
+    }
+
+    /// Adds the return address of every call in `functions`, by decoding them.
+    fn add_calls(&mut self, code: &[Code<'_>], functions: &Functions) {
+        for (&start, &(end, _)) in functions {
+            let bytes = code.iter().find_map(|code| {
+                let from = usize::try_from(start.checked_sub(code.address)?).ok()?;
+                let len = usize::try_from(end - start).ok()?;
+                code.bytes.get(from..from.checked_add(len)?)
+            });
+            let Some(bytes) = bytes else {
+                continue;
+            };
+            let decoder = Decoder::with_ip(64, bytes, start, DecoderOptions::NONE);
+            let calls = decoder.into_iter().filter(|instruction| {
+                let flow = instruction.flow_control();
+                flow == FlowControl::Call || flow == FlowControl::IndirectCall
+            });
+            for call in calls {
+                self.add(functions, call.next_ip(), true);
+            }
+        }
     }
 }
 

@@ -19,7 +19,7 @@ fn rules_in(image: &[u8], name: &str) -> Vec<(u64, FrameRule, Vec<u8>)> {
         .unwrap();
     // libc's text has the same address and file offset.
     let start = symbol.address();
-    let rules = frame_rules(image).unwrap().rules;
+    let rules = frame_rules(image, Reach::SystemCalls).unwrap().rules;
     rules
         .range(start..start + symbol.size())
         .map(|(&at, &rule)| {
@@ -87,7 +87,7 @@ fn libc_wrappers_are_left_as_their_instructions_say() {
 
 #[test]
 fn every_rule_keeps_the_stack_aligned() {
-    let rules = frame_rules(&libc()).unwrap();
+    let rules = frame_rules(&libc(), Reach::SystemCalls).unwrap();
     assert_eq!(rules.left_out, 0);
     for (at, rule) in rules.rules {
         assert!(rule.cfa >= 8 && rule.cfa % 8 == 0, "{at:#x} {rule:?}");
@@ -99,10 +99,22 @@ fn every_rule_keeps_the_stack_aligned() {
 }
 
 #[test]
+fn all_calls_have_a_rule_where_that_is_wanted() {
+    let image = libc();
+    let few = frame_rules(&image, Reach::SystemCalls).unwrap().rules;
+    let many = frame_rules(&image, Reach::AllCalls).unwrap();
+    for (at, rule) in &few {
+        assert_eq!(many.rules.get(at), Some(rule), "{at:#x}");
+    }
+    assert!(many.rules.len() > few.len(), "{}", many.rules.len());
+    assert!(many.rules.len() <= MAX_RULES);
+}
+
+#[test]
 fn damaged_files_are_no_danger() {
     let image = libc();
     for len in (0..image.len()).step_by(image.len() / 40) {
-        let _ = frame_rules(&image[..len]);
+        let _ = frame_rules(&image[..len], Reach::AllCalls);
     }
     let elf = ElfFile64::<object::LittleEndian>::parse(image.as_slice()).unwrap();
     let section = elf.section_by_name(".eh_frame").unwrap();
@@ -110,10 +122,13 @@ fn damaged_files_are_no_danger() {
     for at in (start..start + size).step_by(size as usize / 40) {
         let mut image = image.clone();
         image[at as usize..at as usize + 16].fill(0xff);
-        let _ = frame_rules(&image);
+        let _ = frame_rules(&image, Reach::SystemCalls);
     }
     for no_elf in [&b""[..], b"no ELF"] {
-        assert!(matches!(frame_rules(no_elf), Err(NoRules::Elf(_))));
+        assert!(matches!(
+            frame_rules(no_elf, Reach::SystemCalls),
+            Err(NoRules::Elf(_))
+        ));
     }
 }
 
@@ -130,13 +145,13 @@ fn sections_at_the_end_of_the_address_space_are_no_danger() {
         for header in (0..usize::from(count)).map(|i| headers + i * 64) {
             lying[header + 16..header + 24].copy_from_slice(&address.to_le_bytes()); // sh_addr
         }
-        let _ = frame_rules(&lying);
+        let _ = frame_rules(&lying, Reach::AllCalls);
         // And segments that lie at the end of the file's own offsets.
         let mut lying = image.clone();
         for header in (0..usize::from(image[0x38])).map(|i| segments + i * 56) {
             lying[header + 8..header + 16].copy_from_slice(&address.to_le_bytes()); // p_offset
         }
-        let _ = frame_rules(&lying);
+        let _ = frame_rules(&lying, Reach::AllCalls);
     }
 }
 

@@ -7,6 +7,7 @@ mod frame_state;
 pub mod placement;
 pub mod refill;
 pub mod frame_rules;
+pub mod cgo;
 mod go;
 
 use crate::go::{GoBinary, layout::Layout};
