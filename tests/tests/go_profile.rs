@@ -1,0 +1,135 @@
+//! What leaktrace reads of Go's own heap profile is what the program says itself: `/debug/pprof/heap`
+//! of the same collection, function by function and line by line, un-sampled in the same way.
+
+use std::{
+    collections::BTreeMap,
+    io::{Read as _, Write as _},
+    net::TcpStream,
+};
+
+use leaktrace_tests::{Leaktrace, Service, assert_nothing_left, go_versions};
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+/// Long enough for every site to have some samples.
+const WINDOW_S: f64 = 6.0;
+
+/// Bytes in use by the innermost frame that is not the runtime's, and the buckets that they are of.
+type Profile = BTreeMap<String, (f64, u32)>;
+
+#[test]
+fn in_use_equals_what_the_program_serves() {
+    for version in go_versions() {
+        let name = format!("reload-{version}");
+        let mut service = Service::start(&name, ["-http=127.0.0.1:0", "-leak-limit-bytes=0"]);
+        let run = Leaktrace::record(service.pid(), [""; 0]);
+        let attached_s = service.truth("t_s");
+        service.wait_for("t_s", attached_s + WINDOW_S);
+        service.ask("pause");
+        // The profile is that of the last collection but one, published when the last began. Nothing
+        // is collected from here on until both have read it.
+        service.ask("gc");
+        let cycle = service.truth("num_gc");
+        run.signal(Signal::SIGINT);
+        let report = run.wait().report();
+        let served = get(service.text("http"), "/debug/pprof/heap?debug=1");
+        service.ask("now");
+        assert_eq!(service.truth("num_gc"), cycle, "{name} collected meanwhile");
+
+        let (rate, expected) = parse(&served);
+        assert_eq!(report["target"]["go"]["sample_rate"], rate, "{name}");
+        let seen = in_use(&report);
+        let functions = |profile: &Profile| profile.keys().cloned().collect::<Vec<_>>();
+        assert_eq!(functions(&seen), functions(&expected), "{name}");
+        assert!(expected.len() > 3, "{name}: {expected:?}");
+        for (frame, (bytes, buckets)) in expected {
+            let (found, sites) = seen[&frame];
+            // A site is rounded to whole bytes.
+            let rounding = 0.5 * f64::from(sites) + 1e-6;
+            assert!(
+                (found - bytes).abs() <= rounding,
+                "{name}: {frame}: {found} at {sites} sites, {bytes} in {buckets} buckets"
+            );
+        }
+    }
+    assert_nothing_left();
+}
+
+/// What has survived the last collection, by frame.
+fn in_use(report: &Value) -> Profile {
+    let mut profile = Profile::new();
+    let sites = report["sites"].as_array().unwrap().iter();
+    for site in sites.filter(|site| site["kind"] == "go_heap") {
+        let bytes = site["proven_bytes"].as_f64().unwrap_or_default();
+        if bytes == 0.0 {
+            continue;
+        }
+        let frames = site["stack"].as_array().unwrap();
+        let function = |frame: &&Value| !is_runtime(frame["function"].as_str().unwrap_or("?"));
+        let frame = frames.iter().find(function).unwrap_or(&frames[0]);
+        let name = frame["function"].as_str().unwrap_or("?");
+        add(&mut profile, format!("{name}:{}", frame["line"]), bytes);
+    }
+    profile
+}
+
+/// The profile as text, un-sampled as `go tool pprof` does it (runtime/pprof, `scaleHeapSample`), and
+/// its rate. A record is `OBJECTS: BYTES [ALLOCATED…] @ PCS`, then a line for each frame, those of the
+/// runtime at the innermost end left out (`printStackRecord`).
+fn parse(text: &str) -> (u64, Profile) {
+    let head = text.lines().next().expect("a profile has a first line");
+    let doubled = head
+        .rsplit("heap/")
+        .next()
+        .and_then(|rate| rate.parse().ok());
+    let rate: u64 = doubled.map(|doubled: u64| doubled / 2).expect(head);
+    let mut profile = Profile::new();
+    let mut in_use = None;
+    for line in text.lines().skip(1) {
+        if line.starts_with("# runtime.MemStats") {
+            break;
+        }
+        if let Some(frame) = line.strip_prefix("#\t") {
+            let Some(bytes) = in_use.take() else {
+                continue;
+            };
+            let mut columns = frame.split('\t').skip(1);
+            let function = columns.next().and_then(|column| column.rsplit_once('+'));
+            let place = columns.last().and_then(|column| column.rsplit_once(':'));
+            let (function, line) = (function.expect(line).0, place.expect(line).1);
+            add(&mut profile, format!("{function}:{line}"), bytes);
+        } else if let Some((counts, _)) = line.split_once(" [") {
+            let (objects, bytes) = counts.split_once(": ").expect(line);
+            let (objects, bytes): (f64, f64) = (
+                objects.trim().parse().expect(line),
+                bytes.parse().expect(line),
+            );
+            let scale = 1.0 / (1.0 - (-(bytes / objects) / rate as f64).exp());
+            in_use = (objects > 0.0).then_some(bytes * scale);
+        }
+    }
+    (rate, profile)
+}
+
+fn is_runtime(function: &str) -> bool {
+    function.starts_with("runtime.") || function.starts_with("internal/runtime/")
+}
+
+fn add(profile: &mut Profile, frame: String, bytes: f64) {
+    let sum = profile.entry(frame).or_default();
+    sum.0 += bytes;
+    sum.1 += 1;
+}
+
+/// The body of what a server answers.
+fn get(address: &str, path: &str) -> String {
+    let mut stream = TcpStream::connect(address).expect("the service serves its profile");
+    write!(stream, "GET {path} HTTP/1.0\r\n\r\n").expect("the service reads");
+    let mut answer = String::new();
+    stream
+        .read_to_string(&mut answer)
+        .expect("a profile in text");
+    let (head, body) = answer.split_once("\r\n\r\n").expect("a head and a body");
+    assert!(head.contains(" 200 "), "{head}");
+    body.to_owned()
+}
