@@ -15,6 +15,7 @@ mod demo;
 mod checks;
 mod test;
 mod bench;
+mod services;
 mod tidy;
 mod go_layouts;
 
@@ -68,6 +69,15 @@ enum Chore {
         #[arg(long)]
         workers: Option<u32>,
     },
+    /// Record services that Debian ships, under load, and check what comes of it: prometheus, etcd, caddy,
+    /// syncthing, nats-server.
+    Services {
+        /// Which; all if none is named.
+        names: Vec<String>,
+        /// How long each is recorded, in seconds.
+        #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(5..=600))]
+        seconds: u64,
+    },
     /// Hold the architecture's invariants by reading the sources.
     Tidy,
     /// Measure the Go runtime's types anew, in every known release.
@@ -102,6 +112,7 @@ fn run(arguments: &Arguments) -> Result<()> {
             seconds,
             workers,
         } => bench::run(pairs, seconds, workers),
+        Chore::Services { ref names, seconds } => services::run(names, seconds),
         Chore::Tidy => tidy::run(),
         Chore::GoLayouts => go_layouts::run(),
     }
