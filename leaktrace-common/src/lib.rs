@@ -178,6 +178,10 @@ pub struct GoSample {
     pub size_class: u16,
     /// `STACK_…` flags.
     pub flags: u32,
+    /// The thread that allocated it.
+    pub thread: u32,
+    /// Zero: keeps the record free of padding.
+    pub reserved: u32,
     /// Code addresses in the target, innermost first: the instruction pointer, then return addresses.
     pub frames: [u64; MAX_FRAMES],
 }
@@ -240,7 +244,7 @@ const _: () = assert!(
 const _: () = assert!(size_of::<FrameRule>() == 8, "FrameRule has padding");
 const _: () = assert!(size_of::<VmEvent>() == 64, "VmEvent has padding");
 const _: () = assert!(
-    size_of::<GoSample>() == 64 + 8 * MAX_FRAMES,
+    size_of::<GoSample>() == 72 + 8 * MAX_FRAMES,
     "GoSample has padding"
 );
 const _: () = assert!(size_of::<GoSampling>() == 16, "GoSampling has padding");

@@ -8,7 +8,7 @@
 use aya_ebpf::{
     Global,
     bindings::pt_regs,
-    helpers::{bpf_get_prandom_u32, bpf_ktime_get_ns, bpf_probe_read_kernel, bpf_probe_read_user},
+    helpers::{bpf_get_current_pid_tgid, bpf_get_prandom_u32, bpf_ktime_get_ns, bpf_probe_read_kernel, bpf_probe_read_user},
     programs::ProbeContext,
 };
 use leaktrace_common::{
@@ -124,6 +124,8 @@ fn take(
         (*sample).rate = rate;
         (*sample).share = share;
         (*sample).sweepgen = sweepgen;
+        (*sample).thread = bpf_get_current_pid_tgid() as u32;
+        (*sample).reserved = 0;
         let (len, flags) = walk(&mut (*sample).frames, regs.rip, regs.rbp);
         (*sample).len = len as u16;
         (*sample).size_class = u16::from(class >> 1);

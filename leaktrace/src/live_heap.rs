@@ -33,6 +33,7 @@ pub use estimate::{Estimate, Sampler};
 pub use part::Part;
 pub use survival::{Age, Survival};
 
+use estimate::RefillClass;
 use part::Totals;
 
 /// Slots of time kept, not counting the attach.
@@ -114,8 +115,8 @@ pub struct LiveHeap {
     runtime_rate: u64,
     /// Bytes for each sample of leaktrace's own.
     refill_rate: u64,
-    /// What its samples are to be multiplied with, by size of the objects.
-    refill_factors: HashMap<u64, f64>,
+    /// What is known of its samples, by size of the objects.
+    refill_classes: HashMap<u64, RefillClass>,
 }
 
 /// One allocation site as a reader would call it, over the window.
@@ -248,7 +249,7 @@ impl LiveHeap {
             timeline,
             runtime_rate: rate,
             refill_rate: builder.refill_rate,
-            refill_factors: builder.refill_factors(),
+            refill_classes: builder.refill_classes(),
             parts: builder.parts,
         }
     }
@@ -275,14 +276,15 @@ impl LiveHeap {
 
     fn sampler_of(&self, part: &Part) -> Sampler {
         match part.kind {
-            Kind::GoHeap if part.refill => Sampler::Refill {
-                rate: self.refill_rate,
-                factor: self
-                    .refill_factors
-                    .get(&part.object_size)
-                    .copied()
-                    .unwrap_or(1.0),
-            },
+            Kind::GoHeap if part.refill => {
+                let class = self.refill_classes.get(&part.object_size).copied();
+                let class = class.unwrap_or_default();
+                Sampler::Refill {
+                    rate: self.refill_rate,
+                    factor: class.factor,
+                    spread: class.spread(part.seen.0.objects, part.repeats),
+                }
+            }
             Kind::GoHeap => Sampler::Runtime {
                 rate: self.runtime_rate,
             },

@@ -236,6 +236,7 @@ fn intervals() -> Vec<Interval> {
                 frees: freed.map_or(0, |freed| freed.objects),
                 free_bytes: freed.map_or(0, |freed| freed.bytes),
                 freed: freed.into_iter().collect(),
+                ..SiteDelta::default()
             })
             .chain(second.is_multiple_of(8).then(|| SiteDelta {
                 site: 5,

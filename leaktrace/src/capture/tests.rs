@@ -345,6 +345,7 @@ fn long_captures_are_joined() {
             frees: 1,
             free_bytes: 64,
             freed: vec![freed],
+            ..SiteDelta::default()
         };
         let bucket = GoBucket {
             site: 7,

@@ -158,6 +158,7 @@ impl Drain {
                     let delta = delta_of(&mut self.deltas, born.site);
                     delta.allocs += 1;
                     delta.alloc_bytes += born.bytes;
+                    delta.repeats += u64::from(sampler.repeats(&sample, born.site));
                 }
                 None => *self.losses.entry(loss::GO_OBJECTS_UNFOLLOWED).or_default() += 1,
             }

@@ -27,6 +27,8 @@ pub struct RefillSampler {
     /// Objects of which that look could not tell.
     unswept: usize,
     classes: Classes,
+    /// Site of the last sample, by thread and size class.
+    last: HashMap<(u32, u16), u32>,
     sample_bytes: u64,
 }
 
@@ -58,6 +60,7 @@ impl RefillSampler {
             sweepgen: 0,
             unswept: 0,
             classes: Classes::default(),
+            last: HashMap::new(),
             sample_bytes,
         }
     }
@@ -65,6 +68,16 @@ impl RefillSampler {
     /// Bytes for each sample on average.
     pub(super) fn sample_bytes(&self) -> u64 {
         self.sample_bytes
+    }
+
+    /// Whether the last sample of the same thread and size class was of `site`, too.
+    pub(super) fn repeats(&mut self, sample: &GoSample, site: u32) -> bool {
+        // Threads come and go: what is forgotten is one comparison for each.
+        if self.last.len() >= self.limit {
+            self.last.clear();
+        }
+        let last = self.last.insert((sample.thread, sample.size_class), site);
+        last == Some(site)
     }
 
     /// Objects followed now.
@@ -235,6 +248,8 @@ mod tests {
                 len: 0,
                 size_class: 5,
                 flags: 0,
+                thread: 1,
+                reserved: 0,
                 frames: [0; MAX_FRAMES],
             })
         };

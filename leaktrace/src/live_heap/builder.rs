@@ -2,7 +2,10 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::{Count, Part, Totals, estimate::MAX_SMALL_SIZE};
+use super::{
+    Count, Part, Totals,
+    estimate::{MAX_SMALL_SIZE, RefillClass},
+};
 use crate::capture::schema::{Kind, SiteDelta};
 
 /// Gathers parts while the intervals go by.
@@ -31,6 +34,7 @@ impl Builder {
                 kind,
                 object_size,
                 refill: false,
+                repeats: 0,
                 history: Vec::new(),
                 has_bucket: false,
                 births: BTreeMap::new(),
@@ -50,6 +54,7 @@ impl Builder {
     ) {
         let buckets_each_interval = self.buckets_each_interval;
         let part = self.part(delta.site, Kind::Unspecified, 0);
+        part.repeats = part.repeats.saturating_add(delta.repeats);
         part.births
             .entry(slot)
             .or_default()
@@ -72,20 +77,29 @@ impl Builder {
         }
     }
 
-    /// For each size class what the runtime counted, over what our samples stand for: a refill stands
-    /// for all free slots of a span, but a collection may take the span back before they are used, and
-    /// the probe is not attached all the time. Large objects stand for themselves.
-    pub(super) fn refill_factors(&self) -> HashMap<u64, f64> {
-        let mut sampled: HashMap<u64, u64> = HashMap::new();
-        for part in self.parts.iter().filter(|part| part.refill) {
-            *sampled.entry(part.object_size).or_default() += part.seen.0.bytes;
+    /// For each size class: how many samples there are, and what the runtime counted over what they
+    /// stand for: a refill stands for all free slots of a span, but a collection may take the span back
+    /// before they are used, and the probe is not attached all the time. Large objects stand for
+    /// themselves.
+    pub(super) fn refill_classes(&self) -> HashMap<u64, RefillClass> {
+        let mut sampled: HashMap<u64, Count> = HashMap::new();
+        let is_small = |part: &&Part| part.refill && part.object_size <= MAX_SMALL_SIZE;
+        for part in self.parts.iter().filter(is_small) {
+            let Count { objects, bytes } = part.seen.0;
+            sampled
+                .entry(part.object_size)
+                .or_default()
+                .add(objects, bytes);
         }
-        sampled.retain(|size, bytes| *size <= MAX_SMALL_SIZE && *bytes > 0);
-        let factor = |(size, bytes): (u64, u64)| {
-            let total = self.class_totals.get(&size)?;
-            Some((size, *total as f64 / bytes as f64))
+        let class = |(size, count): (u64, Count)| {
+            let total = *self.class_totals.get(&size)?;
+            let class = RefillClass {
+                factor: total as f64 / count.bytes as f64,
+                samples: count.objects,
+            };
+            (count.bytes > 0).then_some((size, class))
         };
-        sampled.into_iter().filter_map(factor).collect()
+        sampled.into_iter().filter_map(class).collect()
     }
 
     pub(super) fn bucket(&mut self, slot: usize, site: u32, allocs: u64, frees: u64, proven: u64) {

@@ -50,7 +50,47 @@ pub enum Sampler {
         /// What those bytes are to be multiplied with, so that all sites of a size class together have
         /// as much as the runtime's own counter of that class.
         factor: f64,
+        /// How many samples carry as much information as one independent one; at least 1.
+        spread: f64,
     },
+}
+
+/// What is known of our own samples of one size class.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct RefillClass {
+    /// The runtime's count of bytes over what the samples stand for.
+    pub(super) factor: f64,
+    /// Samples of all its sites.
+    pub(super) samples: u64,
+}
+
+impl Default for RefillClass {
+    fn default() -> Self {
+        Self {
+            factor: 1.0,
+            samples: 0,
+        }
+    }
+}
+
+impl RefillClass {
+    /// How far a site's samples are from independent: `of_site` of the class are its own, and `repeats`
+    /// of these came after another of its own on the same thread.
+    ///
+    /// The first slot of each span may be the same line's again and again, where lines that take turns
+    /// fill spans of an even number of slots. Were samples independent, each would be followed by one
+    /// of the same site with the site's share p. The excess is their autocorrelation ρ, and a share
+    /// estimated from n samples of a first-order autoregressive series has the variance
+    /// p (1−p) / n · (1+ρ)/(1−ρ). Never below that of a Poisson number.
+    pub(super) fn spread(&self, of_site: u64, repeats: u64) -> f64 {
+        if of_site == 0 || self.samples <= of_site {
+            return 1.0;
+        }
+        let share = of_site as f64 / self.samples as f64;
+        let excess = (repeats as f64 / of_site as f64 - share) / (1.0 - share);
+        let excess = excess.clamp(0.0, 0.98);
+        ((1.0 - share) * (1.0 + excess) / (1.0 - excess)).max(1.0)
+    }
 }
 
 impl Sampler {
@@ -101,8 +141,8 @@ impl Sampler {
     /// The runtime's sampler: each of N objects is sampled with probability p, independently. The
     /// interval is the set of N for which the samples lie within 1.96 standard deviations,
     /// sqrt(N p (1−p)), of N p (score interval): unlike value ± 1.96 σ it is right for few samples, for
-    /// none too. Samples at refills: the same with a Poisson number of samples (p → 0), each standing
-    /// for the mean. Objects that were sampled are there, so the lower end is not below them.
+    /// none too. Samples at refills: the same with a Poisson number of independent samples (p → 0),
+    /// each standing for the mean. Objects that were sampled are there, so the lower end is not below them.
     pub fn estimate(self, count: Count, size: u64) -> Estimate {
         let p = self.probability(size);
         let value = count.bytes as f64 * self.scale(size);
@@ -119,12 +159,15 @@ impl Sampler {
                 };
             }
         };
-        let n = count.objects as f64;
+        let n = count.objects as f64 / self.spread();
+        let each = each * self.spread();
         let centre = n + Z_95 * Z_95 * rest / 2.0;
         let reach = Z_95 * (rest * (n + Z_95 * Z_95 * rest / 4.0)).sqrt();
         Estimate {
             value,
-            low: ((centre - reach) * each).max(n * size as f64).min(value),
+            low: ((centre - reach) * each)
+                .max(count.objects as f64 * size as f64)
+                .min(value),
             high: (centre + reach) * each,
         }
     }
@@ -137,7 +180,7 @@ impl Sampler {
         let n = changed.objects as f64;
         let deviation = match self {
             Self::Refill { .. } if !self.stand_for_themselves(changed, size) => {
-                n.sqrt() * self.stands_for(changed)
+                (n * self.spread()).sqrt() * self.stands_for(changed)
             }
             Self::Runtime { .. } => {
                 let p = self.probability(size);
@@ -149,6 +192,13 @@ impl Sampler {
             value,
             low: value - Z_95 * deviation,
             high: value + Z_95 * deviation,
+        }
+    }
+
+    fn spread(self) -> f64 {
+        match self {
+            Self::Refill { spread, .. } => spread,
+            _ => 1.0,
         }
     }
 
@@ -166,3 +216,37 @@ impl Sampler {
 
 /// Largest object that shares a span (`maxSmallSize` in runtime/sizeclasses.go, Go 1.19 to 1.27).
 pub(super) const MAX_SMALL_SIZE: u64 = 32 << 10;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn samples_in_step_with_the_program_widen_the_interval() {
+        let class = RefillClass {
+            factor: 1.0,
+            samples: 400,
+        };
+        // Half of the class, every second sample followed by its like: chance.
+        assert_eq!(class.spread(200, 100), 1.0);
+        // Long runs of the same: 200 samples say as much as about twenty.
+        let spread = class.spread(200, 190);
+        assert!((9.0..10.0).contains(&spread), "{spread}");
+        // Alone in its class, there is nothing to be in step with.
+        assert_eq!(class.spread(400, 399), 1.0);
+        let count = Count {
+            objects: 200,
+            bytes: 200 << 19,
+        };
+        let width = |spread| {
+            let sampler = Sampler::Refill {
+                rate: 1 << 19,
+                factor: 1.0,
+                spread,
+            };
+            let estimate = sampler.estimate(count, 64);
+            (estimate.high - estimate.low) / estimate.value
+        };
+        assert!(width(1.0) < 0.3 && width(spread) > 0.8);
+    }
+}

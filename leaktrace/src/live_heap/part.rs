@@ -25,6 +25,8 @@ pub struct Part {
     pub object_size: u64,
     /// Whether leaktrace sampled its objects itself, at refills of the allocator's spans.
     pub refill: bool,
+    /// Of its samples, those that followed another of its own.
+    pub(super) repeats: u64,
     /// Totals where they changed, slots rising.
     pub(super) history: Vec<Totals>,
     pub(super) has_bucket: bool,

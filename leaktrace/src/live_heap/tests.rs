@@ -64,6 +64,7 @@ fn delta(site: u32, allocs: (u64, u64), freed: &[(u32, u64, u64)]) -> SiteDelta 
                 bytes,
             })
             .collect(),
+        ..SiteDelta::default()
     }
 }
 

@@ -132,6 +132,7 @@ impl World {
                 frees,
                 free_bytes: frees * bytes,
                 freed,
+                ..SiteDelta::default()
             };
             intervals.push(Interval {
                 index: index as u32,
