@@ -27,6 +27,8 @@ pub(crate) enum Command {
     Report(Report),
     /// Look once at the goroutines of a Go process: what they wait for, where, and who made them.
     Goroutines(Goroutines),
+    /// Say what the host has, and what record would do to a process; attaches nothing.
+    Check(Check),
 }
 
 #[derive(clap::Args)]
@@ -148,6 +150,16 @@ pub(crate) struct Goroutines {
     /// How many groups to show.
     #[arg(short = 'n', long = "groups", default_value = "20", value_name = "N")]
     pub(crate) groups: usize,
+}
+
+#[derive(clap::Args)]
+pub(crate) struct Check {
+    /// Process to look at.
+    #[arg(short, long, value_name = "PID", value_parser = clap::value_parser!(i32).range(1..))]
+    pub(crate) pid: Option<i32>,
+    /// Form of the result.
+    #[arg(long, value_enum, default_value = "text")]
+    pub(crate) format: Format,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]

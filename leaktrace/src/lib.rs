@@ -18,5 +18,7 @@ pub mod verdict;
 pub mod symbolize;
 pub mod report;
 pub mod sampling;
+pub mod planning;
+pub mod check;
 pub mod record;
 pub mod goroutines;

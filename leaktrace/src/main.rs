@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result};
 use clap::Parser as _;
 use leaktrace::{
     capture::Capture,
-    goroutines,
+    check, goroutines,
     loader::LoadError,
     plan::Plan,
     record::{self, Progress},
@@ -38,6 +38,7 @@ fn main() -> ExitCode {
         Command::Record(args) => record(&args),
         Command::Report(args) => show(&args),
         Command::Goroutines(args) => look(&args),
+        Command::Check(args) => check(&args),
     };
     ExitCode::from(result.unwrap_or_else(|error| {
         if is_closed_pipe(&error) {
@@ -124,6 +125,19 @@ fn look(args: &args::Goroutines) -> Result<u8> {
         }
     }
     Ok(DONE)
+}
+
+fn check(args: &args::Check) -> Result<u8> {
+    let checked = check::check(args.pid)?;
+    let mut out = io::stdout().lock();
+    match args.format {
+        Format::Text => report::check::write_text(&checked.check, &mut out)?,
+        Format::Json => report::json::write(&checked.check, &mut out)?,
+    }
+    match checked.refusal {
+        Some(refusal) => Err(refusal.into()),
+        None => Ok(DONE),
+    }
 }
 
 fn read_report(path: &Path, options: &ReportOptions, debug_dirs: &[PathBuf]) -> Result<Report> {

@@ -22,12 +22,12 @@ use crate::{
     address_space::AddressSpace,
     capture::{CaptureWriter, schema},
     drain::{Drain, Kernel},
-    go::GoVariable,
     loader::{Loaded, MapSizes, check_host, ensure_tracefs},
-    plan::{Facts, Families, GoFacts, Plan},
+    plan::{Families, Plan},
+    planning,
     sampling::{self, OwnSampling},
     symbolize::{self, PcKind},
-    target::{AddressMap, GoTarget, Target, maps::Modules},
+    target::{AddressMap, Target, maps::Modules},
 };
 
 /// How often the ring buffer is emptied at least.
@@ -98,7 +98,7 @@ async fn run(options: &Options, progress: &mut dyn Progress) -> Result<Recorded>
     let exit = unsafe { AsyncFd::register_with_interest(target.pidfd(), Interest::READABLE) }
         .map_err(io::Error::from)
         .context("failed to watch the target's pidfd")?;
-    let plan = make_plan(&target, options.families);
+    let plan = planning::make_plan(&target, options.families);
     let path = match &options.file {
         Some(path) => path.clone(),
         None => default_file(&target),
@@ -373,24 +373,9 @@ fn header(
             .to_string_lossy()
             .into_owned(),
         target: Some(target.describe(rate)),
-        probes: probes(target, plan),
+        probes: planning::probes(target, plan),
         limits: plan.limits.iter().map(limit).collect(),
     }
-}
-
-fn probes(target: &Target, plan: &Plan) -> Vec<schema::Probe> {
-    let tracepoints = plan.tracepoints.iter().map(|tracepoint| schema::Probe {
-        name: format!("{}:{}", tracepoint.category, tracepoint.name),
-        reason: "tracepoint".to_owned(),
-        ..schema::Probe::default()
-    });
-    let uprobes = plan.uprobes.iter().map(|probe| schema::Probe {
-        name: probe.function.to_owned(),
-        module: target.exe.clone(),
-        file_offset: probe.file_offset,
-        reason: probe.reason.clone(),
-    });
-    tracepoints.chain(uprobes).collect()
 }
 
 /// The address space at the attach.
@@ -460,25 +445,4 @@ fn unix_ns() -> u64 {
 fn monotonic_ns() -> u64 {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
-}
-
-fn make_plan(target: &Target, families: Families) -> Plan {
-    let go = target.go.as_ref().map(|go| {
-        go.as_ref()
-            .map(|go| GoFacts {
-                binary: &go.binary,
-                bias: go.bias,
-                sample_rate: sample_rate(target, go),
-            })
-            .map_err(Clone::clone)
-    });
-    Plan::new(&Facts { go }, families)
-}
-
-fn sample_rate(target: &Target, go: &GoTarget) -> Result<u64, String> {
-    let found = go.binary.variable(GoVariable::MemProfileRate)?;
-    target
-        .memory
-        .read_u64(found.address.wrapping_add(go.bias))
-        .map_err(|error| error.to_string())
 }

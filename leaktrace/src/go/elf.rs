@@ -10,6 +10,7 @@ use super::GoError;
 
 const PT_LOAD: u32 = 1;
 const PT_DYNAMIC: u32 = 2;
+const PT_INTERP: u32 = 3;
 const SHT_SYMTAB: u32 = 2;
 const SHT_NOBITS: u32 = 8;
 const SHF_COMPRESSED: u64 = 0x800;
@@ -63,7 +64,9 @@ pub(crate) struct Elf {
     names: Option<Section>,
     /// Address and size in bytes of the `R_X86_64_RELATIVE` and other relocations.
     relocations: Option<(u64, u64)>,
-    pub(super) pie: bool,
+    pub(crate) pie: bool,
+    /// Whether a dynamic linker loads it.
+    pub(crate) has_interpreter: bool,
 }
 
 impl Elf {
@@ -91,6 +94,7 @@ impl Elf {
             names: None,
             relocations: None,
             pie: kind == ET_DYN,
+            has_interpreter: false,
         };
         let mut dynamic = None;
         for index in 0..u64::from(segment_count) {
@@ -107,6 +111,7 @@ impl Elf {
                     writable: u32_at(entry, 4).unwrap_or_default() & 2 != 0,
                     executable: u32_at(entry, 4).unwrap_or_default() & 1 != 0,
                 }),
+                Some(PT_INTERP) => elf.has_interpreter = true,
                 Some(PT_DYNAMIC) => dynamic = Some((word(16), word(32))),
                 _ => {}
             }

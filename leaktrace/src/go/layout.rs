@@ -7,7 +7,7 @@
 
 mod from_types;
 
-use std::sync::Arc;
+use std::{fmt, sync::Arc};
 
 use iced_x86::Register;
 
@@ -43,6 +43,15 @@ pub enum Source {
     Table(&'static str),
     /// The binary's own debug information.
     Dwarf,
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Source::Table(release) => write!(out, "the table for Go {release}"),
+            Source::Dwarf => out.write_str("its debug information (DWARF)"),
+        }
+    }
 }
 
 /// `runtime.bucket`: a header, then `nstk` pcs of eight bytes, then a `memRecord`: the published

@@ -149,8 +149,7 @@ impl GoBinary {
             .ok_or(GoError::Version)?;
         let pclntab =
             Pclntab::find(&elf).ok_or_else(|| GoError::NoPclntab(version.text.clone()))?;
-        let minor = (version.major == 1).then_some(version.minor);
-        let module = moduledata::find(&elf, &pclntab, minor)
+        let module = module_data(&elf, &pclntab, &version)
             .or_else(|| {
                 let text = Some(pclntab.text_start).filter(|start| *start != 0)?;
                 Some(ModuleData { text, gofunc: None })
@@ -320,19 +319,10 @@ impl GoBinary {
     /// table of measured releases.
     pub fn layout(&self) -> Result<&Layout, UnknownLayout> {
         let made = self.layout.get_or_init(|| {
-            let own = self.runtime_types();
+            let own = runtime_types(&self.elf);
             Layout::of(&self.version, own)
         });
         made.as_ref().map_err(Clone::clone)
-    }
-
-    /// The runtime's types by the binary's debug information. `None`: it has none that can be read.
-    fn runtime_types(&self) -> Option<RuntimeTypes> {
-        let section = |name| self.elf.debug_section(name, MAX_DEBUG_INFO);
-        let (info, abbreviations) = (section("info")?, section("abbrev")?);
-        let types = dwarf::read(&info, &abbreviations).ok()?;
-        // Debug information without the runtime's: a C program's, or another tool's.
-        (!types.structs.is_empty()).then_some(types)
     }
 
     /// Where a variable of the runtime is. The error is the reason why it is not known.
@@ -355,6 +345,25 @@ impl GoBinary {
         self.elf
             .read(function.entry, function.end.checked_sub(function.entry)?)
     }
+}
+
+/// The module, by the layout of the release or, of one that is not known, of its debug information.
+fn module_data(elf: &Elf, pclntab: &Pclntab, version: &GoVersion) -> Option<ModuleData> {
+    let (measured, is_known) = table::moduledata(version);
+    let own = (!is_known)
+        .then(|| runtime_types(elf)?.structs.remove("runtime.moduledata"))
+        .flatten();
+    let knows_all = is_known || own.is_some();
+    moduledata::find(elf, pclntab, own.as_ref().unwrap_or(&measured), knows_all)
+}
+
+/// The runtime's types by the binary's debug information. `None`: it has none that can be read.
+fn runtime_types(elf: &Elf) -> Option<RuntimeTypes> {
+    let section = |name| elf.debug_section(name, MAX_DEBUG_INFO);
+    let (info, abbreviations) = (section("info")?, section("abbrev")?);
+    let types = dwarf::read(&info, &abbreviations).ok()?;
+    // Debug information without the runtime's: a C program's, or another tool's.
+    (!types.structs.is_empty()).then_some(types)
 }
 
 /// Type arguments are printed as `[...]` (runtime/symtab.go, `funcNameForPrint`, Go ≥ 1.21; Go

@@ -1,56 +1,52 @@
 //! `runtime.firstmoduledata`: where text and function data begin.
 //!
-//! Layout: runtime/symtab.go, `type moduledata`. The fields up to `text` are the same in Go 1.18
-//! to 1.27; `gofunc` moves (Go 1.20 added `covctrs`, 1.27 added `typedesclen`, `itaboffset` and
-//! `itabsize`). It is found by its first field, a pointer to pclntab's header, in `.go.module`
-//! (Go ≥ 1.26), `.noptrdata` or `.data`: the sections' names are not needed.
+//! It is found by its first field, a pointer to pclntab's header, in `.go.module` (Go ≥ 1.26),
+//! `.noptrdata` or `.data`: the sections' names are not needed. Its layout is that of the release, or
+//! of the binary's own debug information. In a release that is not known at all the fields up to
+//! `etext` are tried where they have been in all measured ones, and believed only if they agree with
+//! pclntab in every point; `gofunc`, which has moved, is then not known.
 
 use super::elf::Elf;
 use super::pclntab::Pclntab;
-
-const FUNCNAMETAB: usize = 1;
-const PCTAB: usize = 10;
-const MINPC: usize = 20;
-const TEXT: usize = 22;
-const ETEXT: usize = 23;
-/// Words read: past `gofunc` of every version.
-const WORDS: usize = 48;
+use super::runtime_types::Struct;
 
 /// What pclntab lookups need of a Go module.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ModuleData {
     /// Address that function entries are relative to.
     pub(super) text: u64,
-    /// Address that function data (inline trees) is relative to; unknown for versions not
-    /// measured.
+    /// Address that function data (inline trees) is relative to; unknown for releases that are not.
     pub(super) gofunc: Option<u64>,
 }
 
-pub(super) fn find(elf: &Elf, pclntab: &Pclntab, minor: Option<u32>) -> Option<ModuleData> {
+/// `layout` is that of `runtime.moduledata`; `knows_all` says that it is this release's.
+pub(super) fn find(
+    elf: &Elf,
+    pclntab: &Pclntab,
+    layout: &Struct,
+    knows_all: bool,
+) -> Option<ModuleData> {
+    let (first, last) = pclntab.bounds()?;
     elf.pointers_to(pclntab.address)
         .into_iter()
         .find_map(|address| {
-            let words = elf.words(address, WORDS)?;
-            let word = |index: usize| words.get(index).copied();
+            let words = elf.words(address, layout.size as usize / 8)?;
+            let word = |field: &str| {
+                let at = layout.fields.get(field)?.offset as usize / 8;
+                words.get(at).copied()
+            };
+            let text = word("text")?;
             // A chance pointer to the header is not followed by these.
-            let genuine = word(FUNCNAMETAB)? == pclntab.funcnametab_address()
-                && word(PCTAB)? == pclntab.pctab_address()
-                && word(TEXT)? <= word(MINPC)?
-                && word(MINPC)? < word(ETEXT)?;
-            let gofunc = gofunc_index(minor).and_then(word);
+            let genuine = word("funcnametab")? == pclntab.funcnametab_address()
+                && word("pctab")? == pclntab.pctab_address()
+                && word("minpc")? == text.checked_add(u64::from(first))?
+                && word("maxpc")? == text.checked_add(u64::from(last))?
+                && text <= word("minpc")?
+                && word("minpc")? < word("etext")?;
+            let gofunc = word("gofunc").filter(|_| knows_all);
             genuine.then_some(ModuleData {
-                text: word(TEXT)?,
+                text,
                 gofunc: gofunc.filter(|gofunc| elf.read(*gofunc, 1).is_some()),
             })
         })
-}
-
-/// Index of the word `gofunc`.
-fn gofunc_index(minor: Option<u32>) -> Option<usize> {
-    match minor? {
-        18 | 19 => Some(38),
-        20..=26 => Some(40),
-        27 => Some(43),
-        _ => None,
-    }
 }

@@ -125,6 +125,12 @@ impl Pclntab {
         self.address.wrapping_add(self.pctab as u64)
     }
 
+    /// Entry of the first function and end of the last, relative to the text start.
+    pub(super) fn bounds(&self) -> Option<(u32, u32)> {
+        let at = |index: usize| u32_at(&self.data, self.functab + 8 * index);
+        Some((at(0)?, at(self.function_count)?))
+    }
+
     fn entry(&self, index: usize) -> u32 {
         u32_at(&self.data, self.functab + 8 * index).unwrap_or(u32::MAX)
     }

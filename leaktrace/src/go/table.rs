@@ -64,6 +64,22 @@ pub(super) fn types(version: &GoVersion) -> Result<(RuntimeTypes, &'static str),
     Ok((column(index), measured))
 }
 
+/// `runtime.moduledata` of the measured release that has the same: Go 1.18 has that of 1.19, and
+/// 1.20 that of 1.21 (runtime/symtab.go). For any other, `false` and the newest one's.
+pub(super) fn moduledata(version: &GoVersion) -> (Struct, bool) {
+    let same = match version.minor {
+        18 => 19,
+        20 => 21,
+        minor => minor,
+    };
+    let wanted = format!("{}.{same}.", version.major);
+    let index = versions().position(|measured| measured.starts_with(&wanted));
+    let is_known = index.is_some() && version.is_release();
+    let mut types = column(index.unwrap_or_else(|| versions().count().saturating_sub(1)));
+    let found = types.structs.remove("runtime.moduledata");
+    (found.unwrap_or_default(), is_known)
+}
+
 /// A column of the table.
 fn column(index: usize) -> RuntimeTypes {
     let mut types = RuntimeTypes::default();

@@ -8,6 +8,7 @@ use std::process::{Command, Stdio};
 use super::layout;
 use super::testing::{self, Mode, PPROF_PROGRAM};
 use super::*;
+use crate::plan::{Facts, Families, GoFacts, Plan};
 
 /// Prints the address of `main.main`, then each frame of `runtime.Callers` in a deep stack:
 /// pc, whether it is a physical function's own frame, line, function, file.
@@ -298,7 +299,7 @@ fn the_table_is_what_debug_information_says() {
         let with_everything = testing::build(&toolchain, Mode::Plain, EVERYTHING);
         let binary = open(&with_everything);
         let (measured, _) = table::types(binary.version()).unwrap();
-        let own = binary.runtime_types().unwrap();
+        let own = runtime_types(&binary.elf).unwrap();
         assert!(own.structs.len() > 40 && own.constants.len() > 20);
         assert!(own == measured, "go1.{}", toolchain.minor);
         // A program that uses less has no more to say, and the same.
@@ -313,6 +314,103 @@ fn the_table_is_what_debug_information_says() {
             assert!(from, "{mode:?}: {:?}", layout.source);
             assert_eq!(layout.bucket, measured_layout(&binary).bucket);
         }
+    }
+}
+
+/// A release that was not measured: with debug information it is read by that, without it what needs
+/// no layout is done and the rest refused.
+#[test]
+fn unknown_releases_are_read_by_their_debug_information_or_refused() {
+    for toolchain in testing::toolchains() {
+        for mode in Mode::all() {
+            let data = std::fs::read(testing::build(&toolchain, mode, PPROF_PROGRAM)).unwrap();
+            let known = GoBinary::parse(data.clone().into()).unwrap().unwrap();
+            let future = of_release(data, &known.version().text, "go1.29.");
+            let binary = GoBinary::parse(future.into()).unwrap().unwrap();
+            assert_eq!(binary.version().minor, 29);
+            let what = format!("go1.{} {mode:?}", toolchain.minor);
+            let name = layout::GC_MARK_TERMINATION.name;
+            assert_eq!(binary.function(name), known.function(name), "{what}");
+            assert_eq!(binary.module.text, known.module.text, "{what}");
+
+            let plan = plan_for(&binary);
+            assert_eq!(plan.tracepoints.len(), 9);
+            let probed: Vec<_> = plan.uprobes.iter().map(|probe| probe.function).collect();
+            if mode.stripped() {
+                assert!(!binary.knows_inlining() && known.knows_inlining());
+                let limit = &plan.limits[0];
+                let says = |text| limit.reason.contains(text);
+                assert!(says("go1.29.") && says("no debug information"), "{limit:?}");
+                assert!(plan.go.is_none() && plan.reads.is_empty());
+                assert_eq!(probed, [name], "{what}");
+            } else {
+                assert!(binary.knows_inlining());
+                assert_eq!(plan.limits, [], "{what}");
+                let layout = plan.go.unwrap().layout;
+                assert_eq!(layout.source, layout::Source::Dwarf);
+                let measured = measured_layout(&known);
+                assert_eq!(layout.bucket, measured.bucket, "{what}");
+                assert_eq!((layout.g, layout.span), (measured.g, measured.span));
+                assert_eq!(probed.len(), 3, "{what}");
+                assert_eq!(plan.reads.len(), 2);
+            }
+        }
+    }
+}
+
+/// The file with the release in its build info, and wherever else it stands, changed to one of
+/// another minor number.
+fn of_release(mut data: Vec<u8>, release: &str, to: &str) -> Vec<u8> {
+    let places: Vec<usize> = data
+        .windows(release.len())
+        .enumerate()
+        .filter(|(_, window)| *window == release.as_bytes())
+        .map(|(at, _)| at)
+        .collect();
+    assert!(!places.is_empty());
+    for at in places {
+        data[at..at + to.len()].copy_from_slice(to.as_bytes());
+    }
+    data
+}
+
+fn plan_for(binary: &GoBinary) -> Plan {
+    let facts = GoFacts {
+        binary,
+        bias: 0,
+        sample_rate: Ok(512 << 10),
+    };
+    let families = Families { vm: true, go: true };
+    Plan::new(
+        &Facts {
+            go: Some(Ok(facts)),
+        },
+        families,
+    )
+}
+
+/// Debug information that says otherwise than the table of a known release is believed, and the plan
+/// says so.
+#[test]
+fn a_release_that_differs_from_the_table_is_a_limit() {
+    for toolchain in testing::toolchains() {
+        let data = std::fs::read(testing::build(&toolchain, Mode::Plain, PPROF_PROGRAM)).unwrap();
+        let release = GoBinary::parse(data.clone().into()).unwrap().unwrap();
+        // Two releases that have the same form of pclntab and different structs.
+        let other = match toolchain.minor {
+            19 => continue,
+            25 => "go1.27.",
+            _ => "go1.25.",
+        };
+        let data = of_release(data, &release.version().text, other);
+        let binary = GoBinary::parse(data.into()).unwrap().unwrap();
+        let plan = plan_for(&binary);
+        let [limit] = &plan.limits[..] else {
+            panic!("{:?}", plan.limits)
+        };
+        assert!(limit.reason.contains("`runtime.g`"), "{limit:?}");
+        let layout = plan.go.unwrap().layout;
+        assert_eq!(layout.g, measured_layout(&release).g);
     }
 }
 

@@ -5,14 +5,13 @@
 //! with it, after `kill -9` too. With `drain` this is the only module that knows aya.
 
 mod batch;
+mod host;
 mod log;
 mod tracefs;
 
 use std::{
     fs,
     num::NonZeroU32,
-    os::unix::fs::MetadataExt as _,
-    path::Path,
     thread::{self, JoinHandle},
 };
 
@@ -32,7 +31,12 @@ use crate::{
     target::Target,
 };
 
-pub use self::{batch::for_each_entry, log::KernelLog, tracefs::ensure_tracefs};
+pub use self::{
+    batch::for_each_entry,
+    host::{Feature, check_host, features},
+    log::KernelLog,
+    tracefs::ensure_tracefs,
+};
 
 /// The kernel side, built by `build.rs`.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/leaktrace.bpf.o"));
@@ -147,55 +151,6 @@ impl LoadError {
 pub struct Loaded {
     /// Programs, maps and links.
     pub(crate) ebpf: Ebpf,
-}
-
-/// Checks what every run needs of the kernel and of the user.
-///
-/// # Errors
-///
-/// [`LoadError::NotPermitted`] or [`LoadError::Unsupported`].
-pub fn check_host() -> Result<(), LoadError> {
-    if !rustix::process::geteuid().is_root() {
-        return Err(LoadError::NotPermitted);
-    }
-    check_pid_namespace()?;
-    check_kernel(Path::new("/sys"))
-}
-
-/// The kernel side tells the target by its PID in the initial namespace, which is the PID given
-/// only if leaktrace runs there too.
-fn check_pid_namespace() -> Result<(), LoadError> {
-    /// `PROC_PID_INIT_INO` of include/uapi/linux/nsfs.h and, before it, include/linux/proc_ns.h.
-    const INITIAL: u64 = 0xefff_fffc;
-    match fs::metadata("/proc/self/ns/pid") {
-        Ok(namespace) if namespace.ino() != INITIAL => Err(LoadError::NotOnHost),
-        _ => Ok(()),
-    }
-}
-
-/// Checks the kernel by what it shows in sysfs, mounted at `sysfs`.
-fn check_kernel(sysfs: &Path) -> Result<(), LoadError> {
-    const NEEDS: [(&str, &str, &str); 2] = [
-        (
-            "kernel/btf/vmlinux",
-            "type information (BTF, /sys/kernel/btf/vmlinux)",
-            "use one built with CONFIG_DEBUG_INFO_BTF=y",
-        ),
-        (
-            "bus/event_source/devices/uprobe/type",
-            "uprobes",
-            "use one built with CONFIG_UPROBE_EVENTS=y",
-        ),
-    ];
-    for (path, what, remedy) in NEEDS {
-        if !sysfs.join(path).exists() {
-            return Err(LoadError::Unsupported {
-                what: what.to_owned(),
-                remedy: remedy.to_owned(),
-            });
-        }
-    }
-    Ok(())
 }
 
 impl Loaded {
@@ -425,22 +380,6 @@ fn program_error(probe: &str, error: ProgramError) -> LoadError {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_kernel_without_btf_or_uprobes_is_refused() {
-        let sysfs = tempfile::TempDir::new().unwrap();
-        let make = |path: &str| {
-            let path = sysfs.path().join(path);
-            fs::create_dir_all(path.parent().unwrap()).unwrap();
-            fs::write(path, "").unwrap();
-        };
-        let says = || check_kernel(sysfs.path()).map_err(|error| error.to_string());
-        assert!(says().unwrap_err().contains("BTF"));
-        make("kernel/btf/vmlinux");
-        assert!(says().unwrap_err().contains("uprobes"));
-        make("bus/event_source/devices/uprobe/type");
-        assert_eq!(says(), Ok(()));
-    }
 
     #[test]
     fn only_the_breakpoint_of_a_uprobe_may_differ() {

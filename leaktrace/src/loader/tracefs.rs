@@ -9,6 +9,8 @@ use rustix::{
 
 use super::LoadError;
 
+const PLACE: &str = "/sys/kernel/tracing";
+
 /// Makes sure that this process sees tracefs. Where the host has not mounted it, it is mounted in
 /// a mount namespace of our own: nothing on the host changes, and it goes with this process.
 ///
@@ -18,15 +20,20 @@ use super::LoadError;
 ///
 /// tracefs cannot be mounted.
 pub fn ensure_tracefs() -> Result<(), LoadError> {
-    const PLACE: &str = "/sys/kernel/tracing";
-    let mounted = |path: &str| fs::exists(Path::new(path).join("events")).unwrap_or(false);
-    if mounted(PLACE) || mounted("/sys/kernel/debug/tracing") {
+    if place().is_some() {
         return Ok(());
     }
     private_mount(PLACE).map_err(|error| LoadError::Unsupported {
         what: format!("a mounted tracefs, and mounting it failed ({error})"),
         remedy: format!("run `mount -t tracefs tracefs {PLACE}`"),
     })
+}
+
+/// Where this process sees tracefs.
+pub(super) fn place() -> Option<&'static str> {
+    let places = [PLACE, "/sys/kernel/debug/tracing"].into_iter();
+    let is_mounted = |path: &&str| fs::exists(Path::new(path).join("events")).unwrap_or(false);
+    places.into_iter().find(is_mounted)
 }
 
 fn private_mount(place: &str) -> io::Result<()> {

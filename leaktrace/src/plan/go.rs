@@ -1,10 +1,11 @@
 //! The part of the plan that concerns Go's heap sampler.
 
 use super::{
-    GoFacts, GoRefill, GoSampler, GoStats, Plan, Uprobe, placement, placement::Placement, refill,
+    GoFacts, GoRefill, GoSampler, GoStats, Plan, Read, Uprobe, placement, placement::Placement,
+    refill,
 };
 use crate::go::{
-    GoVariable,
+    Function, GoVariable,
     layout::{
         FREE_SPECIAL, GC_MARK_TERMINATION, Layout, Probed, SET_PROFILE_BUCKET, UnknownLayout,
     },
@@ -12,79 +13,143 @@ use crate::go::{
 
 const HEAP: &str = "Go heap allocations";
 
-const OFF: &str = "the Go heap sampler is off in this process (runtime.MemProfileRate is 0: nothing \
-                   in the binary refers to runtime.MemProfile)";
-
 /// A function to probe: program, function, purpose.
 type Hook = (&'static str, Probed, &'static str);
 
 const HOOKS: [Hook; 3] = [
     ("go_sample", SET_PROFILE_BUCKET, "birth of a sampled object"),
     ("go_free", FREE_SPECIAL, "death of a sampled object"),
-    (
-        "go_gc",
-        GC_MARK_TERMINATION,
-        "end of a collection's marking",
-    ),
+    COLLECTION,
 ];
 
+/// Reads no argument and no memory, so that it needs no layout.
+const COLLECTION: Hook = (
+    "go_gc",
+    GC_MARK_TERMINATION,
+    "end of a collection's marking",
+);
+
+/// One way of seeing the heap: what is attached and read for it.
+struct Part<How> {
+    how: How,
+    uprobes: Vec<Uprobe>,
+    reads: Vec<Read>,
+}
+
 pub(super) fn plan(go: &GoFacts<'_>, plan: &mut Plan) {
-    let rate = match go.sample_rate {
-        Ok(0) => {
-            return match refill(go) {
-                Ok((refill, uprobes)) => {
-                    plan.refill = Some(refill);
-                    plan.uprobes = uprobes;
-                    plan.limit(
-                        "Go heap from before the attach",
-                        format!("{OFF}; leaktrace samples for itself, beginning with the attach"),
-                    );
-                }
-                Err(reason) => plan.limit(HEAP, format!("{OFF}, and {reason}")),
-            };
-        }
-        Ok(rate) => rate,
-        Err(ref reason) => return plan.limit(HEAP, reason.clone()),
+    let added = match go.sample_rate {
+        Ok(0) => refill(go)
+            .map(|part| {
+                let layout = part.how.layout.clone();
+                plan.refill = Some(part.how);
+                plan.limit(
+                    "Go heap from before the attach",
+                    format!(
+                        "{}; leaktrace samples for itself, beginning with the attach",
+                        off(go)
+                    ),
+                );
+                (layout, part.uprobes, part.reads)
+            })
+            .map_err(|reason| format!("{}, and {reason}", off(go))),
+        Ok(rate) => sampler(go, rate).map(|part| {
+            let layout = part.how.layout.clone();
+            plan.go = Some(part.how);
+            (layout, part.uprobes, part.reads)
+        }),
+        Err(ref reason) => Err(reason.clone()),
     };
-    match sampler(go, rate).and_then(|sampler| Ok((sampler, hooks(go)?))) {
-        Ok((sampler, uprobes)) => {
-            plan.go = Some(sampler);
+    match added {
+        Ok((layout, uprobes, reads)) => {
             plan.uprobes = uprobes;
+            plan.reads = reads;
+            let differences = layout.differences.join("`, `");
+            if !differences.is_empty() {
+                plan.limit(
+                    "what is known of this Go release",
+                    format!(
+                        "the executable's debug information differs in `{differences}`; it is \
+                         believed"
+                    ),
+                );
+            }
         }
-        Err(reason) => plan.limit(HEAP, reason),
+        Err(reason) => {
+            plan.limit(HEAP, reason);
+            plan.uprobes.extend(hook(go, &COLLECTION));
+        }
     }
 }
 
-fn sampler(go: &GoFacts<'_>, sample_rate: u64) -> Result<GoSampler, String> {
-    let variable = |name| {
-        go.binary
-            .variable(name)
-            .map(|found| found.address.wrapping_add(go.bias))
-    };
-    Ok(GoSampler {
-        buckets: variable(GoVariable::MBuckets)?,
-        rate: variable(GoVariable::MemProfileRate)?,
-        sample_rate,
-        layout: go
-            .binary
-            .layout()
-            .map_err(|error| error.to_string())?
-            .clone(),
-        bias: go.bias,
+/// Why the runtime's sampler is off: the linker switches it off in a program from which the function
+/// that reads the profile cannot be reached (cmd/link/internal/ld/lib.go, `disableMemoryProfiling`).
+fn off(go: &GoFacts<'_>) -> String {
+    let readers = ["runtime.MemProfile", "runtime.memProfileInternal"];
+    let is_linked = readers
+        .iter()
+        .any(|name| go.binary.function(name).is_some());
+    format!(
+        "the Go heap sampler is off in this process (runtime.MemProfileRate is 0: {})",
+        match is_linked {
+            true => "the program has set it so",
+            false => "nothing in the binary refers to runtime.MemProfile",
+        }
+    )
+}
+
+/// The runtime's own sampler.
+fn sampler(go: &GoFacts<'_>, sample_rate: u64) -> Result<Part<GoSampler>, String> {
+    let layout = layout(go)?;
+    for (_, probed, _) in &HOOKS {
+        let checked = layout.check_arguments(probed);
+        checked.map_err(|error| error.to_string())?;
+    }
+    let buckets = read(go, GoVariable::MBuckets, "the heap profile")?;
+    let rate = read(go, GoVariable::MemProfileRate, "bytes between two samples")?;
+    let uprobes: Result<Vec<_>, _> = HOOKS.iter().map(|each| hook(go, each)).collect();
+    Ok(Part {
+        how: GoSampler {
+            buckets: buckets.address,
+            rate: rate.address,
+            sample_rate,
+            layout: layout.clone(),
+            bias: go.bias,
+        },
+        uprobes: typed(uprobes?, layout),
+        reads: vec![buckets, rate],
     })
 }
 
+fn layout<'a>(go: &GoFacts<'a>) -> Result<&'a Layout, String> {
+    go.binary.layout().map_err(|error| error.to_string())
+}
+
+fn read(go: &GoFacts<'_>, variable: GoVariable, purpose: &'static str) -> Result<Read, String> {
+    let found = go.binary.variable(variable)?;
+    Ok(Read {
+        variable,
+        address: found.address.wrapping_add(go.bias),
+        found_by: found.found_by,
+        purpose,
+    })
+}
+
+/// The same probes, with what they know the runtime's types by.
+fn typed(mut uprobes: Vec<Uprobe>, layout: &Layout) -> Vec<Uprobe> {
+    let reading = uprobes
+        .iter_mut()
+        .filter(|probe| probe.program != COLLECTION.0);
+    for uprobe in reading {
+        uprobe.reason += &format!("; types by {}", layout.source);
+    }
+    uprobes
+}
+
 /// Our own sampling, where the runtime does none.
-fn refill(go: &GoFacts<'_>) -> Result<(GoRefill, Vec<Uprobe>), String> {
+fn refill(go: &GoFacts<'_>) -> Result<Part<GoRefill>, String> {
     const NEXT_FREE: &str = "runtime.(*mcache).nextFree";
     const ALLOC_LARGE: &str = "runtime.(*mcache).allocLarge";
-    let layout = go.binary.layout().map_err(|error| error.to_string())?;
-    let variable = |name| {
-        go.binary
-            .variable(name)
-            .map(|found| found.address.wrapping_add(go.bias))
-    };
-
+    let layout = layout(go)?;
     let next_free = Code::of(go, NEXT_FREE)?;
     let found = refill::after_refill(
         next_free.bytes,
@@ -98,9 +163,8 @@ fn refill(go: &GoFacts<'_>) -> Result<(GoRefill, Vec<Uprobe>), String> {
     let large = refill::large(alloc_large.bytes, alloc_large.entry, push)
         .map_err(|error| format!("`{ALLOC_LARGE}` is not what is known of it: {error}"))?;
 
-    let (gc, of_gc, purpose) = HOOKS[2];
     let uprobes = vec![
-        hook(go, &(gc, of_gc, purpose))?,
+        hook(go, &COLLECTION)?,
         alloc_large.uprobe(go, "go_large", &large, "an object of more than 32 KiB")?,
         Uprobe {
             in_windows: true,
@@ -112,14 +176,23 @@ fn refill(go: &GoFacts<'_>) -> Result<(GoRefill, Vec<Uprobe>), String> {
             )?
         },
     ];
-    let refill = GoRefill {
-        sweepgen: variable(GoVariable::MHeap)? + layout.heap.sweepgen,
-        stats: stats(layout, variable(GoVariable::MemStats)?).map_err(|e| e.to_string())?,
-        layout: layout.clone(),
-        span_register: refill::offset_in_pt_regs(found.span)
-            .ok_or_else(|| format!("the span is in {:?} there", found.span))?,
-    };
-    Ok((refill, uprobes))
+    let heap = read(go, GoVariable::MHeap, "spans, and how far they are swept")?;
+    let memstats = read(
+        go,
+        GoVariable::MemStats,
+        "counts of allocations by size class",
+    )?;
+    Ok(Part {
+        how: GoRefill {
+            sweepgen: heap.address + layout.heap.sweepgen,
+            stats: stats(layout, memstats.address).map_err(|e| e.to_string())?,
+            layout: layout.clone(),
+            span_register: refill::offset_in_pt_regs(found.span)
+                .ok_or_else(|| format!("the span is in {:?} there", found.span))?,
+        },
+        uprobes: typed(uprobes, layout),
+        reads: vec![heap, memstats],
+    })
 }
 
 /// Where the runtime counts allocations, `memstats` being its statistics.
@@ -138,10 +211,6 @@ fn stats(layout: &Layout, memstats: u64) -> Result<GoStats, UnknownLayout> {
     })
 }
 
-fn hooks(go: &GoFacts<'_>) -> Result<Vec<Uprobe>, String> {
-    HOOKS.iter().map(|each| hook(go, each)).collect()
-}
-
 /// A probe where the arguments of a function are still in place.
 fn hook(go: &GoFacts<'_>, hook: &Hook) -> Result<Uprobe, String> {
     let (program, Probed { name, .. }, purpose) = *hook;
@@ -157,6 +226,7 @@ fn hook(go: &GoFacts<'_>, hook: &Hook) -> Result<Uprobe, String> {
 /// A function of the executable.
 struct Code<'a> {
     name: &'static str,
+    function: Function,
     /// Link-time address.
     entry: u64,
     bytes: &'a [u8],
@@ -174,6 +244,7 @@ impl<'a> Code<'a> {
             .ok_or_else(|| format!("the code of `{name}` is not in the executable"))?;
         Ok(Self {
             name,
+            function,
             entry: function.entry,
             bytes,
         })
@@ -184,7 +255,7 @@ impl<'a> Code<'a> {
         go: &GoFacts<'_>,
         program: &'static str,
         place: &Placement,
-        purpose: &str,
+        purpose: &'static str,
     ) -> Result<Uprobe, String> {
         // Longest instruction of x86.
         const MAX_INSTRUCTION: usize = 15;
@@ -202,16 +273,19 @@ impl<'a> Code<'a> {
             function: name,
             file_offset: file_offset + place.offset,
             address: (self.entry + place.offset).wrapping_add(go.bias),
+            offset: place.offset,
+            instruction: place.instruction.clone(),
+            class: place.class,
+            found_by: self.function.found_by,
+            purpose,
             code: self.bytes[..compared].to_vec(),
             code_address: self.entry.wrapping_add(go.bias),
             reason: format!(
-                "{purpose}; at +{:#x} `{}`, {}",
+                "{purpose}; at +{:#x} `{}`, {}; found by {}",
                 place.offset,
                 place.instruction,
-                match place.class {
-                    placement::Class::SingleStep => "single-stepped, up to 16 µs a hit",
-                    _ => "emulated by the kernel, about 0.5 µs a hit",
-                }
+                place.class.cost(),
+                self.function.found_by.name()
             ),
             in_windows: false,
         })

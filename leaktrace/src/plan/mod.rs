@@ -10,7 +10,7 @@ pub mod frame_rules;
 pub mod cgo;
 mod go;
 
-use crate::go::{GoBinary, layout::Layout};
+use crate::go::{FoundBy, GoBinary, GoVariable, layout::Layout};
 
 /// Which families of probes are wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +44,8 @@ pub struct Plan {
     pub tracepoints: Vec<Tracepoint>,
     /// Probes in the target's code.
     pub uprobes: Vec<Uprobe>,
+    /// Variables of the target that are read.
+    pub reads: Vec<Read>,
     /// How to read the Go heap sampler, if it is to be read.
     pub go: Option<GoSampler>,
     /// How to sample the Go heap ourselves, if the runtime does not.
@@ -61,6 +63,8 @@ pub struct Tracepoint {
     pub category: &'static str,
     /// Name in tracefs.
     pub name: &'static str,
+    /// What it is for.
+    pub purpose: &'static str,
 }
 
 /// A probe on one instruction of the target.
@@ -74,15 +78,38 @@ pub struct Uprobe {
     pub file_offset: u64,
     /// Its address in the process.
     pub address: u64,
+    /// Bytes from the function's first instruction.
+    pub offset: u64,
+    /// The instruction, as `push %rbp`.
+    pub instruction: String,
+    /// What the kernel does with it, and so what a hit costs.
+    pub class: placement::Class,
+    /// How the function was found.
+    pub found_by: FoundBy,
     /// The function's first bytes, past the instruction, as the file has them. The process must
     /// have the same before a probe may be placed.
     pub code: Vec<u8>,
     /// Address in the process of the first byte of `code`.
     pub code_address: u64,
-    /// What it is for, where it stands and what a hit costs.
+    /// What it is for.
+    pub purpose: &'static str,
+    /// What it is for, where it stands, what a hit costs and how the function was found.
     pub reason: String,
     /// Whether it is attached for a share of the time only.
     pub in_windows: bool,
+}
+
+/// A variable of the target that is read from its memory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Read {
+    /// The variable.
+    pub variable: GoVariable,
+    /// Its address in the process.
+    pub address: u64,
+    /// How it was found.
+    pub found_by: FoundBy,
+    /// What it is for.
+    pub purpose: &'static str,
 }
 
 /// Where the Go heap sampler keeps its numbers.
@@ -138,6 +165,16 @@ pub struct Limit {
     pub reason: String,
 }
 
+impl placement::Class {
+    /// What a hit costs, in words.
+    pub fn cost(self) -> &'static str {
+        match self {
+            Self::SingleStep => "single-stepped, up to 16 µs a hit",
+            _ => "emulated by the kernel, about 0.5 µs a hit",
+        }
+    }
+}
+
 impl Plan {
     /// Makes the plan.
     pub fn new(facts: &Facts<'_>, families: Families) -> Self {
@@ -146,6 +183,7 @@ impl Plan {
             program: "exec",
             category: "sched",
             name: "sched_process_exec",
+            purpose: "the process becomes another program",
         });
         if families.vm {
             plan.tracepoints.extend(VM);
@@ -188,5 +226,6 @@ const fn syscall(program: &'static str, name: &'static str) -> Tracepoint {
         program,
         category: "syscalls",
         name,
+        purpose: "changes of the address space; those of other processes are dropped at once",
     }
 }

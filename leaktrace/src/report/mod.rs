@@ -16,6 +16,7 @@ mod symbols;
 mod stack;
 mod build;
 pub mod goroutines;
+pub mod check;
 pub mod json;
 pub mod text;
 

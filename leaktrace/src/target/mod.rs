@@ -20,7 +20,10 @@ use bytes::Bytes;
 use procfs::{ProcError, process::Process};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-use crate::{capture::schema, go::GoBinary};
+use crate::{
+    capture::schema,
+    go::{GoBinary, elf::Elf},
+};
 
 pub use self::{
     image::open_image,
@@ -100,6 +103,8 @@ pub struct Target {
     pub start_ticks: u64,
     /// Lowest address the program break can have.
     pub start_brk: Option<u64>,
+    /// How the executable was linked.
+    pub linked: Linked,
     /// The Go executable; `None` for a native program. The error says why a Go executable could
     /// not be read as one.
     pub go: Option<Result<GoTarget, String>>,
@@ -107,6 +112,17 @@ pub struct Target {
     pub memory: Memory,
     process: Process,
     pidfd: OwnedFd,
+}
+
+/// How an executable was linked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Linked {
+    /// There is no symbol table.
+    pub stripped: bool,
+    /// It is position-independent.
+    pub pie: bool,
+    /// No dynamic linker loads it.
+    pub is_static: bool,
 }
 
 /// A Go executable in a process.
@@ -156,6 +172,7 @@ impl Target {
             exe: exe.to_string_lossy().into_owned(),
             start_ticks: stat.starttime,
             start_brk: stat.start_brk.filter(|&address| address != 0),
+            linked: Linked::of(&image),
             go: None,
             memory: Memory::new(pid),
             process,
@@ -183,6 +200,25 @@ impl Target {
     /// The target is gone, or not permitted.
     pub fn address_map(&self) -> Result<AddressMap, TargetError> {
         AddressMap::read(&self.process).map_err(|e| refusal(self.pid, e))
+    }
+
+    /// What it is doing, from `/proc/PID/status`.
+    ///
+    /// # Errors
+    ///
+    /// The target is gone, or not permitted.
+    pub fn state(&self) -> Result<State, TargetError> {
+        let status = self.process.status().map_err(|e| refusal(self.pid, e))?;
+        Ok(State {
+            threads: status.threads,
+            seccomp: match status.seccomp {
+                Some(0) => "disabled",
+                Some(1) => "strict",
+                Some(2) => "filter",
+                _ => "unknown",
+            },
+            is_traced: status.tracerpid != 0,
+        })
     }
 
     /// Whether a debugger is attached.
@@ -271,6 +307,30 @@ impl Target {
             Err(error) => Some(Err(error.to_string())),
         })
     }
+}
+
+impl Linked {
+    fn of(image: &Bytes) -> Self {
+        Elf::parse(image.clone()).map_or_else(
+            |_| Self::default(),
+            |elf| Self {
+                stripped: !elf.has_symbols(),
+                pie: elf.pie,
+                is_static: !elf.has_interpreter,
+            },
+        )
+    }
+}
+
+/// What a process is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct State {
+    /// Its threads.
+    pub threads: u64,
+    /// `disabled`, `strict`, `filter`, or `unknown` where the kernel does not say.
+    pub seccomp: &'static str,
+    /// A debugger is attached.
+    pub is_traced: bool,
 }
 
 /// What `/proc/PID/status` says of a process's memory, in bytes.
