@@ -63,13 +63,13 @@ pub fn check(pid: Option<i32>) -> Result<Checked> {
         ..Check::default()
     };
     if let Some(target) = &target {
-        check.target = Some(facts(target)?);
+        check.target = Some(facts(target, &plan)?);
         describe(&plan, &mut check);
     }
     Ok(Checked { check, refusal })
 }
 
-fn facts(target: &Target) -> Result<CheckedTarget> {
+fn facts(target: &Target, plan: &Plan) -> Result<CheckedTarget> {
     let state = target.state()?;
     let described = target.describe(0);
     Ok(CheckedTarget {
@@ -84,14 +84,13 @@ fn facts(target: &Target) -> Result<CheckedTarget> {
         seccomp: state.seccomp.to_owned(),
         traced: state.is_traced,
         go: match &target.go {
-            Some(Ok(go)) => Some(go_facts(target, go)),
+            Some(Ok(go)) => Some(go_facts(go, plan.sample_rate)),
             _ => None,
         },
     })
 }
 
-fn go_facts(target: &Target, go: &GoTarget) -> CheckedGo {
-    let rate = planning::sample_rate(target, go).ok();
+fn go_facts(go: &GoTarget, rate: Option<u64>) -> CheckedGo {
     let layout = go.binary.layout().ok();
     CheckedGo {
         version: go.binary.version().text.clone(),

@@ -26,8 +26,7 @@ pub fn plan_without_target(families: Families) -> Plan {
     Plan::new(&Facts { go: None }, families)
 }
 
-/// `runtime.MemProfileRate` now, in bytes; the error says why it cannot be read.
-pub fn sample_rate(target: &Target, go: &GoTarget) -> Result<u64, String> {
+fn sample_rate(target: &Target, go: &GoTarget) -> Result<u64, String> {
     let found = go.binary.variable(GoVariable::MemProfileRate)?;
     target
         .memory

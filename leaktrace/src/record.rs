@@ -358,7 +358,7 @@ fn header(
     plan: &Plan,
     (start_unix_ns, start_monotonic_ns): (u64, u64),
 ) -> schema::Header {
-    let rate = plan.go.as_ref().map_or(0, |go| go.sample_rate);
+    let rate = plan.sample_rate.unwrap_or(0);
     let limit = |limit: &crate::plan::Limit| schema::Limit {
         what: limit.what.clone(),
         reason: limit.reason.clone(),

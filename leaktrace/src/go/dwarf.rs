@@ -26,7 +26,7 @@ const PACKAGE: &[u8] = b"runtime";
 /// Types deeper than this within each other, and structs with more words, are not followed.
 const MAX_DEPTH: usize = 16;
 const MAX_WORDS: usize = 64;
-/// Units whose first entries are looked at, and entries of the units that are read, at most.
+/// Units whose first entries are looked at, and entries that are read in all, at most.
 const MAX_UNITS: usize = 1 << 16;
 const MAX_ENTRIES: usize = 1 << 22;
 
@@ -152,23 +152,27 @@ impl<'a> Reader<'a> {
         let index = after.checked_sub(1).ok_or(missing)?;
         let unit = *self.units.get(index).ok_or(missing)?;
         let at = offset.to_unit_offset(&unit).ok_or(missing)?;
+        let mut left = MAX_ENTRIES.saturating_sub(self.entries);
+        let before = left;
         let abbreviations = self.abbreviations_of(&unit)?;
         let mut entries = unit.entries_at_offset(abbreviations, at)?;
-        let Some(entry) = entries.next_dfs()? else {
-            return Ok(());
-        };
-        let top = entry.depth();
-        if !with(&unit, entry) {
-            return Ok(());
-        }
+        let mut top = None;
         while let Some(entry) = entries.next_dfs()? {
-            if entry.depth() <= top {
-                break;
-            }
-            if entry.depth() == top + 1 && !with(&unit, entry) {
+            left = left.checked_sub(1).ok_or(missing)?;
+            let depth = entry.depth();
+            let is_wanted = match top {
+                None => {
+                    top = Some(depth);
+                    true
+                }
+                Some(top) if depth <= top => break,
+                Some(top) => depth == top + 1,
+            };
+            if is_wanted && !with(&unit, entry) {
                 break;
             }
         }
+        self.entries += before - left;
         Ok(())
     }
 

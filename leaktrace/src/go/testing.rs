@@ -32,6 +32,9 @@ pub(crate) enum Mode {
     /// With `import "C"`, linked by the C compiler with a static libc.
     Static,
     StrippedStatic,
+    /// With `import "C"`, position-independent, linked by the C compiler.
+    CgoPie,
+    StrippedCgoPie,
 }
 
 impl Mode {
@@ -43,6 +46,8 @@ impl Mode {
             Mode::StrippedCgo,
             Mode::Static,
             Mode::StrippedStatic,
+            Mode::CgoPie,
+            Mode::StrippedCgoPie,
         ];
         pure.into_iter()
             .chain(cgo.into_iter().filter(|_| has_c_compiler()))
@@ -50,7 +55,13 @@ impl Mode {
     }
 
     pub(crate) fn cgo(self) -> bool {
-        matches!(self, Mode::Cgo | Mode::StrippedCgo) || self.is_static()
+        let shared = [
+            Mode::Cgo,
+            Mode::StrippedCgo,
+            Mode::CgoPie,
+            Mode::StrippedCgoPie,
+        ];
+        shared.contains(&self) || self.is_static()
     }
 
     pub(crate) fn is_static(self) -> bool {
@@ -60,12 +71,19 @@ impl Mode {
     pub(crate) fn stripped(self) -> bool {
         matches!(
             self,
-            Mode::Stripped | Mode::StrippedPie | Mode::StrippedCgo | Mode::StrippedStatic
+            Mode::Stripped
+                | Mode::StrippedPie
+                | Mode::StrippedCgo
+                | Mode::StrippedStatic
+                | Mode::StrippedCgoPie
         )
     }
 
     pub(crate) fn pie(self) -> bool {
-        matches!(self, Mode::Pie | Mode::StrippedPie)
+        matches!(
+            self,
+            Mode::Pie | Mode::StrippedPie | Mode::CgoPie | Mode::StrippedCgoPie
+        )
     }
 }
 

@@ -226,6 +226,7 @@ fn stripped_binaries_keep_their_functions_and_variables() {
         (Mode::Pie, Mode::StrippedPie),
         (Mode::Cgo, Mode::StrippedCgo),
         (Mode::Static, Mode::StrippedStatic),
+        (Mode::CgoPie, Mode::StrippedCgoPie),
     ];
     for toolchain in testing::toolchains() {
         let here = Mode::all();
@@ -342,6 +343,8 @@ fn unknown_releases_are_read_by_their_debug_information_or_refused() {
                 let says = |text| limit.reason.contains(text);
                 assert!(says("go1.29.") && says("no debug information"), "{limit:?}");
                 assert!(plan.go.is_none() && plan.reads.is_empty());
+                // The sampler is on all the same.
+                assert_eq!(plan.sample_rate, Some(512 << 10));
                 assert_eq!(probed, [name], "{what}");
             } else {
                 assert!(binary.knows_inlining());
@@ -412,6 +415,61 @@ fn a_release_that_differs_from_the_table_is_a_limit() {
         let layout = plan.go.unwrap().layout;
         assert_eq!(layout.g, measured_layout(&release).g);
     }
+}
+
+/// Debug information in every form that linkers give it, then with hostile bytes in it.
+#[test]
+fn debug_information_compressed_and_damaged() {
+    let Some(toolchain) = testing::toolchains().pop() else {
+        return;
+    };
+    let path = testing::build(&toolchain, Mode::Plain, PPROF_PROGRAM);
+    let expected = runtime_types(&open(&path).elf).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let of = |form: &str| {
+        let copy = folder.path().join(form);
+        let objcopy = Command::new("objcopy")
+            .arg(format!("--compress-debug-sections={form}"))
+            .args([&path, &copy])
+            .output()
+            .unwrap();
+        assert!(objcopy.status.success(), "{objcopy:?}");
+        open(&copy).elf
+    };
+    for (form, section) in [
+        ("none", ".debug_info"),
+        ("zlib", ".debug_info"),
+        ("zlib-gnu", ".zdebug_info"),
+        ("zstd", ".debug_info"),
+    ] {
+        let elf = of(form);
+        assert!(elf.section(section).is_some(), "{form}");
+        assert!(runtime_types(&elf).unwrap() == expected, "{form}");
+        let size = elf.debug_section("info", MAX_DEBUG_INFO).unwrap().len() as u64;
+        assert_eq!(elf.debug_section("info", size - 1), None);
+    }
+    let elf = of("none");
+    let section = |name| elf.debug_section(name, MAX_DEBUG_INFO).unwrap();
+    let (info, abbreviations) = (section("info"), section("abbrev"));
+    let mut outcomes: HashMap<bool, u32> = HashMap::new();
+    for hostile in [0u8, 0x7f, 0x80, 0xff] {
+        for place in (0..info.len()).step_by(info.len() / 24) {
+            let mut damaged = info.to_vec();
+            damaged[place..]
+                .iter_mut()
+                .take(4)
+                .for_each(|byte| *byte = hostile);
+            let is_read = dwarf::read(&damaged, &abbreviations).is_ok();
+            *outcomes.entry(is_read).or_default() += 1;
+        }
+        for place in (0..abbreviations.len()).step_by(9) {
+            let mut damaged = abbreviations.to_vec();
+            damaged[place] = hostile;
+            let is_read = dwarf::read(&info, &damaged).is_ok();
+            *outcomes.entry(is_read).or_default() += 1;
+        }
+    }
+    assert!(outcomes.len() == 2, "{outcomes:?}");
 }
 
 const EVERYTHING: &str = include_str!("testing/everything.go");

@@ -46,6 +46,8 @@ pub struct Plan {
     pub uprobes: Vec<Uprobe>,
     /// Variables of the target that are read.
     pub reads: Vec<Read>,
+    /// `runtime.MemProfileRate` when the plan was made, in bytes, if it could be read.
+    pub sample_rate: Option<u64>,
     /// How to read the Go heap sampler, if it is to be read.
     pub go: Option<GoSampler>,
     /// How to sample the Go heap ourselves, if the runtime does not.
@@ -187,6 +189,9 @@ impl Plan {
         });
         if families.vm {
             plan.tracepoints.extend(VM);
+        }
+        if let Some(Ok(go)) = &facts.go {
+            plan.sample_rate = go.sample_rate.as_ref().ok().copied();
         }
         match &facts.go {
             _ if !families.go => {}
