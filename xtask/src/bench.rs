@@ -1,8 +1,10 @@
 //! `cargo xtask bench`: what being recorded costs a program that does nothing but allocate.
 //!
-//! One process of the churn program is measured in turn alone, under `leaktrace record`, and under a
-//! uprobe on every allocation, again and again: what else the machine does falls on all three alike. The
-//! figures are ratios within one turn, leaktrace's against the mean of what is before and after it.
+//! One process of the churn program is measured in turn alone and under `leaktrace record`, again and
+//! again: what else the machine does falls on both alike. The figures are ratios within one turn,
+//! against the mean of what is before and after it. It is built with the runtime's heap sampler and
+//! without, where leaktrace samples for itself; and beside it stands what a uprobe on every allocation
+//! would cost.
 
 use std::{
     fs,
@@ -34,6 +36,54 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// size class, `mallocgcSmallScanNoHeaderSC4` and the like, which do not come by here.
 const ALLOCATOR: &str = "runtime.mallocgc";
 
+/// A way to run the churn program.
+struct Case {
+    name: &'static str,
+    /// Suffix of the binary's name.
+    variant: &'static str,
+    arguments: &'static [&'static str],
+    /// Whether a uprobe on every allocation is measured, too.
+    is_compared: bool,
+}
+
+/// Steps of other work that leave ten to twenty million objects a second on two processors.
+const SLOWER: [&str; 2] = ["-spin", "32"];
+
+const CASES: [Case; 4] = [
+    Case {
+        name: "sampler on, flat out",
+        variant: "",
+        arguments: &[],
+        is_compared: true,
+    },
+    Case {
+        name: "sampler on, with other work",
+        variant: "",
+        arguments: &SLOWER,
+        is_compared: false,
+    },
+    Case {
+        name: "sampler off, flat out",
+        variant: "-nopprof",
+        arguments: &[],
+        is_compared: false,
+    },
+    Case {
+        name: "sampler off, with other work",
+        variant: "-nopprof",
+        arguments: &SLOWER,
+        is_compared: false,
+    },
+];
+
+/// What a case has shown.
+struct Ratios {
+    /// Objects a second, alone.
+    alone: Vec<f64>,
+    recorded: Vec<f64>,
+    probed: Vec<f64>,
+}
+
 /// Measures `pairs` times, `seconds` each, and prints the table. `workers` goroutines allocate; one a
 /// processor if that is not said, which leaves leaktrace no processor of its own.
 ///
@@ -45,61 +95,82 @@ pub(crate) fn run(pairs: u32, seconds: u64, workers: Option<u32>) -> Result<()> 
     targets::build_leaktrace()?;
     targets::build(Scope::Demo)?;
 
-    let window = Duration::from_secs(seconds);
-    let program = workspace::targets().join(format!("churn-{}", go::NEWEST.number));
-    let probes = allocators(&program)?;
+    println!("case                          turn   objects/s, M: alone  leaktrace   alone   ratio");
+    let mut lines = Vec::new();
+    for case in &CASES {
+        let mut ratios = measure(case, pairs, Duration::from_secs(seconds), workers)?;
+        lines.push(format!(
+            "  {:<30} {:>5.1} {:>26}",
+            case.name,
+            ratios.alone.iter().sum::<f64>() / ratios.alone.len().max(1) as f64 / 1e6,
+            spread(&mut ratios.recorded, 3)
+        ));
+        if case.is_compared {
+            let probed = spread(&mut ratios.probed, 4);
+            lines.push(format!(
+                "    {:<34} {probed:>26}",
+                "a uprobe on every allocation"
+            ));
+        }
+    }
+    println!(
+        "\nthroughput under `leaktrace record` against the same program alone, median (lowest to \
+         highest) of {pairs} turns:\n  {:<30} {:>5} {:>26}",
+        "case", "M/s", "ratio"
+    );
+    for line in lines {
+        println!("{line}");
+    }
+    println!(
+        "These are ratios on a machine that does other things too: trust the median, not one turn."
+    );
+    Ok(())
+}
+
+/// Measures one case in turns.
+fn measure(case: &Case, pairs: u32, window: Duration, workers: Option<u32>) -> Result<Ratios> {
+    let program = workspace::targets().join(format!("churn-{}{}", go::NEWEST.number, case.variant));
     let workers = workers.map(|workers| workers.to_string());
     let mut arguments = vec!["-interval", "250ms"];
+    arguments.extend(case.arguments);
     arguments.extend(
         workers
             .iter()
             .flat_map(|workers| ["-workers", workers.as_str()]),
     );
+    let probes = match case.is_compared {
+        true => allocators(&program)?,
+        false => Vec::new(),
+    };
     let service = Service::start(&program, &arguments)?;
     thread::sleep(SETTLE);
-
-    println!(
-        "turn   objects/s, M: alone  leaktrace   alone  per call      ratio: leaktrace  per call"
-    );
-    let (mut recorded, mut probed) = (Vec::new(), Vec::new());
+    let mut ratios = Ratios {
+        alone: Vec::new(),
+        recorded: Vec::new(),
+        probed: Vec::new(),
+    };
     for turn in 1..=pairs {
         let before = throughput(&service, window)?;
         let under_record = under_leaktrace(&service, window)?;
         thread::sleep(SETTLE);
         let after = throughput(&service, window)?;
-        let under_probe = under_uprobes(&service, &program, &probes, window)?;
-        thread::sleep(SETTLE);
         let record = under_record / f64::midpoint(before, after);
-        let probe = under_probe / after;
         println!(
-            "{turn:>4} {:>20.2} {:>10.2} {:>7.2} {:>9.2} {record:>21.3} {probe:>9.4}",
+            "{:<30} {turn:>3} {:>20.2} {:>10.2} {:>7.2} {record:>7.3}",
+            case.name,
             before / 1e6,
             under_record / 1e6,
             after / 1e6,
-            under_probe / 1e6,
         );
-        recorded.push(record);
-        probed.push(probe);
+        ratios.alone.extend([before, after]);
+        ratios.recorded.push(record);
+        if case.is_compared {
+            let under_probe = under_uprobes(&service, &program, &probes, window)?;
+            ratios.probed.push(under_probe / after);
+            thread::sleep(SETTLE);
+        }
     }
-    println!(
-        "\nthroughput against the same program alone, median (lowest to highest) of {pairs} turns:"
-    );
-    println!(
-        "  leaktrace record                {}",
-        spread(&mut recorded, 3)
-    );
-    println!(
-        "  a uprobe on every allocation    {}",
-        spread(&mut probed, 4)
-    );
-    println!(
-        "The latter stands on `{ALLOCATOR}` and its {} variants for one size class.",
-        probes.len() - 1
-    );
-    println!(
-        "These are ratios on a machine that does other things too: trust the median, not one turn."
-    );
-    Ok(())
+    Ok(ratios)
 }
 
 /// Objects a second, mean over the window.

@@ -18,8 +18,8 @@ var serveProfiles func(address string) string
 
 // record is 48 bytes, with a pointer, as small objects mostly have.
 type record struct {
-	next *record
-	_    [5]int64
+	next   *record
+	fields [5]int64
 }
 
 // counter stands alone on its cache lines.
@@ -31,12 +31,17 @@ type counter struct {
 // kept is how many objects a worker holds on to: the live heap stays bounded.
 const kept = 1 << 12
 
-// work counts once a round.
-func work(count *counter) {
+// work counts once a round. Between two allocations it does what a program does with an object, `spin`
+// steps of it.
+func work(count *counter, spin int) {
 	ring := make([]*record, kept)
 	for {
 		for i := range ring {
-			ring[i] = &record{} // the only allocation
+			object := &record{} // the only allocation
+			for step := 0; step < spin; step++ {
+				object.fields[step%5] = object.fields[(step+1)%5]*31 + int64(step)
+			}
+			ring[i] = object
 		}
 		count.objects.Add(kept)
 	}
@@ -44,6 +49,7 @@ func work(count *counter) {
 
 func main() {
 	workers := flag.Int("workers", runtime.GOMAXPROCS(0), "goroutines that allocate")
+	spin := flag.Int("spin", 0, "steps of other work for each object")
 	interval := flag.Duration("interval", time.Second, "how often the throughput is printed")
 	rounds := flag.Int("rounds", 0, "stop after so many lines; 0: when stdin closes or a signal comes")
 	flag.Parse()
@@ -62,7 +68,7 @@ func main() {
 
 	counters := make([]counter, *workers)
 	for i := range counters {
-		go work(&counters[i])
+		go work(&counters[i], *spin)
 	}
 	fmt.Printf("{\"ready\":true,\"pid\":%d}\n", os.Getpid())
 
