@@ -96,6 +96,11 @@ fn attempt(service: &Service, window: Duration) -> Result<String> {
         census["unreadable"]
     );
 
+    let planned = run::output(
+        as_root(workspace::leaktrace()).args(["check", "-p", &pid, "--format", "json"]),
+    )?;
+    is_right(&serde_json::from_str(&planned).context("a plan is JSON")?)?;
+
     let load = daemon.load();
     let duration = format!("{}s", window.as_secs());
     let mut record = as_root(workspace::leaktrace());
@@ -155,6 +160,33 @@ fn attempt(service: &Service, window: Duration) -> Result<String> {
         report["memory"]["rss_bytes"].as_u64().unwrap_or_default() >> 20,
         verdicts.join(", ")
     ))
+}
+
+/// A plan for a stripped Go program with a heap sampler: the three probes of the sampler, where the
+/// kernel emulates the instruction, its two variables, and nothing that cannot be seen.
+fn is_right(plan: &Value) -> Result<()> {
+    ensure!(
+        plan["target"]["stripped"] == true,
+        "not stripped: {}",
+        plan["target"]
+    );
+    for function in ["setprofilebucket", "freeSpecial", "gcMarkTermination"] {
+        let mut probes = plan["probes"].as_array().into_iter().flatten();
+        let probe = probes.find(|probe| probe["name"] == format!("runtime.{function}"));
+        let text = probe.map(Value::to_string).unwrap_or_default();
+        ensure!(
+            text.contains("emulated"),
+            "no cheap probe on `{function}`: {text}"
+        );
+    }
+    for variable in ["mbuckets", "MemProfileRate"] {
+        let mut reads = plan["reads"].as_array().into_iter().flatten();
+        let is_read = reads.any(|read| read["name"] == format!("runtime.{variable}"));
+        ensure!(is_read, "`{variable}` is not read: {}", plan["reads"]);
+    }
+    let limits = plan["limits"].as_array().is_some_and(Vec::is_empty);
+    ensure!(limits, "not seen: {}", plan["limits"]);
+    Ok(())
 }
 
 fn report(file: &Path) -> Result<Value> {
