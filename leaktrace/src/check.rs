@@ -65,6 +65,9 @@ pub fn check(pid: Option<i32>) -> Result<Checked> {
     if let Some(target) = &target {
         check.target = Some(facts(target, &plan)?);
         describe(&plan, &mut check);
+        let mut probes = plan.uprobes.iter();
+        let differs = probes.find_map(|probe| loader::check_code(probe, target).err());
+        refusal = refusal.or(differs);
     }
     Ok(Checked { check, refusal })
 }
@@ -119,6 +122,7 @@ fn describe(plan: &Plan, check: &mut Check) {
             offset: probe.offset,
             instruction: probe.instruction.clone(),
             cost: probe.class.cost().to_owned(),
+            in_windows: probe.in_windows,
             found_by: probe.found_by.name().to_owned(),
         }),
     });

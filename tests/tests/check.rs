@@ -1,9 +1,18 @@
 //! `leaktrace check` says what `record` then does, and does nothing itself.
 
-use std::{fs::File, io::BufReader, process::Command, process::Stdio};
+use std::{
+    fs::File,
+    io::BufReader,
+    os::unix::fs::FileExt as _,
+    process::{Command, Stdio},
+};
 
 use leaktrace::capture::Capture;
 use leaktrace_tests::{Leaktrace, Service, assert_nothing_left, leaktrace_binary, run};
+use nix::{
+    sys::signal::{self, Signal},
+    unistd::Pid,
+};
 use serde_json::Value;
 
 fn check(pid: i32) -> Value {
@@ -106,6 +115,11 @@ fn a_go_program_without_its_sampler() {
     assert_eq!(said["target"]["go"]["heap_profiling"], false);
     let reads = said["reads"].as_array().unwrap();
     assert!(reads.iter().any(|read| read["name"] == "runtime.mheap_"));
+    let probes = said["probes"].as_array().unwrap();
+    let in_windows = probes
+        .iter()
+        .filter(|probe| probe["at"]["in_windows"] == true);
+    assert_eq!(in_windows.count(), 1);
     let limits = said["limits"].as_array().unwrap();
     assert!(
         limits
@@ -131,6 +145,43 @@ fn a_native_program_in_text() {
     ] {
         assert!(text.contains(words), "`{words}` is not in:\n{text}");
     }
+}
+
+/// Another tool has changed the code: the process is stopped meanwhile, so that it does not run it.
+#[test]
+fn code_that_is_not_the_files_is_refused_here_and_by_record() {
+    let mut service = go_service("reload-1.27.3-stripped");
+    let pid = service.pid();
+    let said = check(pid);
+    let probes = said["probes"].as_array().unwrap();
+    let at = &probes.last().unwrap()["at"];
+    let entry = at["address"].as_u64().unwrap() - at["offset"].as_u64().unwrap();
+    signal::kill(Pid::from_raw(pid), Signal::SIGSTOP).unwrap();
+    let memory = File::options()
+        .read(true)
+        .write(true)
+        .open(format!("/proc/{pid}/mem"))
+        .unwrap();
+    let mut original = [0];
+    memory.read_exact_at(&mut original, entry).unwrap();
+    memory.write_all_at(&[!original[0]], entry).unwrap();
+    let pid_text = pid.to_string();
+    for arguments in [
+        vec!["check", "-p", &pid_text],
+        vec!["record", "-d", "1s", "-p", &pid_text],
+    ] {
+        let output = run(arguments);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(6), "{stderr}");
+        assert!(
+            stderr.contains("differs from the executable file"),
+            "{stderr}"
+        );
+    }
+    memory.write_all_at(&original, entry).unwrap();
+    signal::kill(Pid::from_raw(pid), Signal::SIGCONT).unwrap();
+    announces_what_record_does(&service);
+    assert!(service.is_running());
 }
 
 #[test]

@@ -307,23 +307,9 @@ impl Loaded {
         probe: &Uprobe,
         target: &Target,
     ) -> Result<UProbeLinkId, LoadError> {
+        check_code(probe, target)?;
         let pid = target.pid;
         let executable = format!("/proc/{pid}/exe");
-        let mut mapped = vec![0; probe.code.len()];
-        target
-            .memory
-            .read(probe.code_address, &mut mapped)
-            .map_err(|source| match fs::exists(&executable) {
-                Ok(true) => {
-                    LoadError::other(&format!("read the code of `{}`", probe.function), source)
-                }
-                _ => LoadError::Gone { pid },
-            })?;
-        if !same_code(&mapped, &probe.code, target.is_traced()) {
-            return Err(LoadError::CodeDiffers {
-                function: probe.function,
-            });
-        }
         let scope = NonZeroU32::new(pid as u32).ok_or(LoadError::Gone { pid })?;
         let program: &mut UProbe = self.program(probe.program)?;
         program
@@ -358,6 +344,30 @@ impl Window {
     pub fn close(mut self) -> JoinHandle<()> {
         let link = self.0.take();
         thread::spawn(move || drop(link))
+    }
+}
+
+/// Checks that a probe would stand in the code that it was planned for.
+///
+/// # Errors
+///
+/// [`LoadError::CodeDiffers`], or the code cannot be read.
+pub fn check_code(probe: &Uprobe, target: &Target) -> Result<(), LoadError> {
+    let pid = target.pid;
+    let mut mapped = vec![0; probe.code.len()];
+    target
+        .memory
+        .read(probe.code_address, &mut mapped)
+        .map_err(|source| match fs::exists(format!("/proc/{pid}/exe")) {
+            Ok(true) => LoadError::other(&format!("read the code of `{}`", probe.function), source),
+            _ => LoadError::Gone { pid },
+        })?;
+    if same_code(&mapped, &probe.code, target.is_traced()) {
+        Ok(())
+    } else {
+        Err(LoadError::CodeDiffers {
+            function: probe.function,
+        })
     }
 }
 

@@ -107,6 +107,8 @@ pub struct PlaceReport {
     pub instruction: String,
     /// What a hit costs.
     pub cost: String,
+    /// It is attached for a share of the time only.
+    pub in_windows: bool,
     /// How the function was found.
     pub found_by: String,
 }
@@ -153,13 +155,17 @@ pub fn write_text<W: Write>(check: &Check, mut out: W) -> io::Result<()> {
             None => writeln!(out, "  {} {name}: {}", probe.kind, probe.reason)?,
             Some(at) => writeln!(
                 out,
-                "  {} {name}+{:#x} `{}`, file offset {:#x}: {}\n    {}; found by {}",
+                "  {} {name}+{:#x} `{}`, file offset {:#x}: {}\n    {}{}; found by {}",
                 probe.kind,
                 at.offset,
                 at.instruction,
                 at.file_offset,
                 probe.reason,
                 at.cost,
+                match at.in_windows {
+                    true => ", attached for a share of the time only",
+                    false => "",
+                },
                 at.found_by
             )?,
         }
