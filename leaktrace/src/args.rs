@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{CommandFactory as _, Parser, Subcommand, ValueEnum};
 use jiff::SignedDuration;
 use leaktrace::{loader::MapSizes, plan::Families, record, report, verdict};
 
@@ -51,6 +51,10 @@ pub(crate) struct Record {
     /// Bytes for each sample, where leaktrace samples a Go heap itself because the runtime does not.
     #[arg(long, value_name = "SIZE", default_value = "512KiB", value_parser = sample_bytes)]
     sample: u64,
+    /// Switch a Go heap sampler on that is off, and off again at the end. This writes one variable
+    /// of the process, runtime.MemProfileRate; nothing else ever writes to it.
+    #[arg(long)]
+    go_enable_heap_profile: bool,
     /// Objects followed at one time; each takes about 100 bytes of kernel memory.
     #[arg(long, value_name = "N", default_value_t = MapSizes::default().live_objects, value_parser = entries())]
     live_objects: u32,
@@ -79,6 +83,17 @@ enum Family {
 }
 
 impl Record {
+    /// What contradicts itself.
+    pub(crate) fn conflict(&self) -> Option<clap::Error> {
+        let asks = self.go_enable_heap_profile && !self.options().families.go;
+        asks.then(|| {
+            Args::command().error(
+                clap::error::ErrorKind::ArgumentConflict,
+                "--go-enable-heap-profile needs the probes of `go`, which --probe leaves out",
+            )
+        })
+    }
+
     pub(crate) fn options(&self) -> record::Options {
         let has = |family| self.probe.contains(&family) || self.probe.contains(&Family::Auto);
         record::Options {
@@ -91,6 +106,7 @@ impl Record {
                 go: has(Family::Go),
             },
             sample_bytes: self.sample,
+            go_enable_heap_profile: self.go_enable_heap_profile,
             sizes: MapSizes {
                 live_objects: self.live_objects,
                 stacks: self.stacks,
@@ -266,7 +282,6 @@ fn sample_bytes(text: &str) -> Result<u64, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory as _;
 
     #[test]
     fn the_command_line_is_consistent() {

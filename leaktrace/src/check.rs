@@ -33,7 +33,7 @@ pub fn check(pid: Option<i32>) -> Result<Checked> {
     let families = Families { vm: true, go: true };
     let target = pid.map(Target::open).transpose()?;
     let plan = match &target {
-        Some(target) => planning::make_plan(target, families),
+        Some(target) => planning::make_plan(target, families, None),
         None => planning::plan_without_target(families),
     };
     let mut refusal = None;

@@ -19,7 +19,7 @@ use leaktrace::{
     record::{self, Progress},
     report::{self, Report, ReportOptions, text::TextOptions},
     symbolize,
-    target::{Target, TargetError},
+    target::{SwitchError, Target, TargetError},
     verdict::Verdict,
 };
 
@@ -61,6 +61,9 @@ fn exit_code(error: &anyhow::Error) -> u8 {
         }
         Some(TargetError::Other { .. }) | None => {}
     }
+    if let Some(SwitchError::Unsupported { .. }) = error.downcast_ref() {
+        return NOT_SUPPORTED;
+    }
     match error.downcast_ref::<LoadError>() {
         Some(LoadError::NotPermitted) => NOT_PERMITTED,
         Some(LoadError::Gone { .. }) => TARGET_GONE,
@@ -81,6 +84,9 @@ fn is_closed_pipe(error: &anyhow::Error) -> bool {
 }
 
 fn record(args: &args::Record) -> Result<u8> {
+    if let Some(conflict) = args.conflict() {
+        conflict.exit();
+    }
     let mut progress = Talk { quiet: args.quiet };
     let recorded = record::record(&args.options(), &mut progress)?;
     if !args.quiet {
@@ -182,6 +188,12 @@ impl Progress for Talk {
         );
         for limit in &plan.limits {
             eprintln!("leaktrace: not seen: {}: {}", limit.what, limit.reason);
+        }
+    }
+
+    fn note(&mut self, text: &str) {
+        if !self.quiet {
+            eprintln!("leaktrace: {text}");
         }
     }
 

@@ -2,19 +2,19 @@
 
 use crate::{
     capture::schema,
-    go::GoVariable,
     plan::{Facts, Families, GoFacts, Plan},
-    target::{GoTarget, Target},
+    target::Target,
 };
 
-/// Makes the plan. Of the target's memory only `runtime.MemProfileRate` is read.
-pub fn make_plan(target: &Target, families: Families) -> Plan {
+/// Makes the plan. Of the target's memory only `runtime.MemProfileRate` is read; `planned_rate`
+/// stands for the one that will be written there, if any.
+pub fn make_plan(target: &Target, families: Families, planned_rate: Option<u64>) -> Plan {
     let go = target.go.as_ref().map(|go| {
         go.as_ref()
             .map(|go| GoFacts {
                 binary: &go.binary,
                 bias: go.bias,
-                sample_rate: sample_rate(target, go),
+                sample_rate: planned_rate.map_or_else(|| target.sample_rate(go), Ok),
             })
             .map_err(Clone::clone)
     });
@@ -24,14 +24,6 @@ pub fn make_plan(target: &Target, families: Families) -> Plan {
 /// The part of a plan that is the same for every process.
 pub fn plan_without_target(families: Families) -> Plan {
     Plan::new(&Facts { go: None }, families)
-}
-
-fn sample_rate(target: &Target, go: &GoTarget) -> Result<u64, String> {
-    let found = go.binary.variable(GoVariable::MemProfileRate)?;
-    target
-        .memory
-        .read_u64(found.address.wrapping_add(go.bias))
-        .map_err(|error| error.to_string())
 }
 
 /// The probes of a plan, as a capture's header has them.

@@ -1,7 +1,11 @@
 //! `leaktrace record`: attach, drain each interval, close the file, all of it undone on every way
 //! out.
 
+mod file;
+mod header;
+mod heap_profile;
 mod rules;
+mod stop;
 
 use std::{
     collections::HashSet,
@@ -14,7 +18,6 @@ use std::{
 use anyhow::{Context as _, Result};
 use tokio::{
     io::{Interest, unix::AsyncFd},
-    signal::unix::{SignalKind, signal},
     time::{Instant, MissedTickBehavior, interval_at, sleep_until},
 };
 
@@ -22,12 +25,17 @@ use crate::{
     address_space::AddressSpace,
     capture::{CaptureWriter, schema},
     drain::{Drain, Kernel},
-    loader::{Loaded, MapSizes, check_host, ensure_tracefs},
+    loader::{KernelLog, Loaded, MapSizes, check_host, ensure_tracefs},
     plan::{Families, Plan},
     planning,
     sampling::{self, OwnSampling},
     symbolize::{self, PcKind},
     target::{AddressMap, Target, maps::Modules},
+};
+
+use self::{
+    heap_profile::HeapProfile,
+    stop::{Ends, StopSignals},
 };
 
 /// How often the ring buffer is emptied at least.
@@ -50,6 +58,8 @@ pub struct Options {
     pub families: Families,
     /// Bytes for each sample of our own sampling of a Go heap.
     pub sample_bytes: u64,
+    /// Switch a Go heap sampler on that is off: the one thing that writes to the target.
+    pub go_enable_heap_profile: bool,
     /// Sizes of the kernel's maps.
     pub sizes: MapSizes,
     /// Write the kernel side's diagnostic log to stderr.
@@ -68,6 +78,8 @@ pub struct Recorded {
 pub trait Progress {
     /// Probes are live.
     fn attached(&mut self, target: &Target, plan: &Plan, file: &Path);
+    /// Something worth knowing.
+    fn note(&mut self, text: &str);
     /// The window is closed, symbols are being looked up.
     fn symbolizing(&mut self);
 }
@@ -90,38 +102,91 @@ pub fn record(options: &Options, progress: &mut dyn Progress) -> Result<Recorded
 
 async fn run(options: &Options, progress: &mut dyn Progress) -> Result<Recorded> {
     // Before anything is attached, so that no signal can end the process half-way.
-    let mut interrupt = signal(SignalKind::interrupt()).context("failed to catch SIGINT")?;
-    let mut terminate = signal(SignalKind::terminate()).context("failed to catch SIGTERM")?;
+    let signals = StopSignals::catch()?;
 
     let target = Target::open(options.pid)?;
     // SAFETY: `target` owns the pidfd and outlives the registration.
     let exit = unsafe { AsyncFd::register_with_interest(target.pidfd(), Interest::READABLE) }
         .map_err(io::Error::from)
         .context("failed to watch the target's pidfd")?;
-    let plan = planning::make_plan(&target, options.families);
+    let mut ends = Ends { signals, exit };
+    let mut heap_profile = HeapProfile::look(&target, options.go_enable_heap_profile)?;
+    let plan = planning::make_plan(&target, options.families, heap_profile.planned_rate());
+    heap_profile.suits(&plan)?;
     let path = match &options.file {
         Some(path) => path.clone(),
-        None => default_file(&target),
+        None => file::default_file(&target),
     };
     let mut loaded = Loaded::load(target.pid, &plan, options.sizes, options.kernel_log)?;
     let mut kernel_log = options
         .kernel_log
         .then(|| loaded.kernel_log())
         .transpose()?;
-    let mut writer = CaptureWriter::new(create(&path)?)
+    let mut writer = CaptureWriter::new(file::create(&path)?)
         .with_context(|| format!("failed to write `{}`", path.display()))?;
 
-    let mut session = match attach(options, &target, &plan, &mut loaded, &mut writer) {
-        Ok(session) => session,
+    let attached = attach(
+        options,
+        &target,
+        &plan,
+        &mut heap_profile,
+        &mut loaded,
+        &mut writer,
+    );
+    let watched = match attached {
+        Ok(mut session) => {
+            progress.attached(&target, &plan, &path);
+            if let Some(note) = heap_profile.note() {
+                progress.note(&note);
+            }
+            let end = watch(
+                options,
+                &plan,
+                &mut session,
+                &mut loaded,
+                &mut writer,
+                &mut kernel_log,
+                &mut ends,
+            );
+            end.await.map(|end| (session, end))
+        }
         Err(error) => {
             // Nothing was recorded: leave no file that says otherwise.
             let _ = std::fs::remove_file(&path);
-            return Err(error);
+            Err(error)
         }
     };
-    progress.attached(&target, &plan, &path);
+    // Probes and sampler off first, whatever happened: the target owes us nothing while we look up
+    // symbols.
+    let put_back = heap_profile.put_back();
+    drop(loaded);
+    let (mut session, end) = match (watched, &put_back) {
+        (Ok(watched), _) => watched,
+        (Err(error), Ok(_)) => return Err(error),
+        (Err(error), Err((_, left))) => return Err(error.context(left.clone())),
+    };
+    let sampler_end = put_back.unwrap_or_else(|(end, left)| {
+        progress.note(&left);
+        session.limit("the end of the sampling", &left);
+        end
+    });
+    progress.symbolizing();
+    session.close(writer, end, sampler_end)?;
+    Ok(Recorded { file: path, end })
+}
 
-    let mut own = OwnSampling::start(&target, &plan, options.sample_bytes, &mut session.drain)?;
+/// Records intervals until the window ends.
+async fn watch(
+    options: &Options,
+    plan: &Plan,
+    session: &mut Session<'_>,
+    loaded: &mut Loaded,
+    writer: &mut CaptureWriter<File>,
+    kernel_log: &mut Option<KernelLog>,
+    ends: &mut Ends<'_>,
+) -> Result<schema::End> {
+    let target = session.target;
+    let mut own = OwnSampling::start(target, plan, options.sample_bytes, &mut session.drain)?;
     let collections = session.drain.kernel().collections()?;
     // SAFETY: the registration owns the descriptor.
     let collections = unsafe { AsyncFd::register_with_interest(collections, Interest::READABLE) }
@@ -137,9 +202,8 @@ async fn run(options: &Options, progress: &mut dyn Progress) -> Result<Recorded>
     let end = loop {
         tokio::select! {
             biased;
-            _ = interrupt.recv() => break schema::End::Signal,
-            _ = terminate.recv() => break schema::End::Signal,
-            _ = exit.readable() => break schema::End::TargetExit,
+            () = ends.signals.recv() => break schema::End::Signal,
+            _ = ends.exit.readable() => break schema::End::TargetExit,
             () = sleep_until(deadline.unwrap_or(start)), if deadline.is_some() => {
                 break schema::End::Duration;
             }
@@ -152,12 +216,12 @@ async fn run(options: &Options, progress: &mut dyn Progress) -> Result<Recorded>
                 look_at = session.look();
             }
             () = sleep_until(own.at()), if own.is_on() => {
-                own.act(&mut loaded, &mut session.drain)?;
+                own.act(loaded, &mut session.drain)?;
             }
-            _ = ticks.tick() => session.interval(&mut writer)?,
+            _ = ticks.tick() => session.interval(writer)?,
             _ = event_ticks.tick() => {
                 session.drain.take_events();
-                if let Some(log) = &mut kernel_log {
+                if let Some(log) = kernel_log {
                     log.flush();
                 }
             }
@@ -171,12 +235,8 @@ async fn run(options: &Options, progress: &mut dyn Progress) -> Result<Recorded>
         }
     };
     own.stop();
-    session.interval(&mut writer)?;
-    // Probes off first: the target owes us nothing while we look up symbols.
-    drop(loaded);
-    progress.symbolizing();
-    session.close(writer, end)?;
-    Ok(Recorded { file: path, end })
+    session.interval(writer)?;
+    Ok(end)
 }
 
 /// What is attached, and what has been seen of it.
@@ -197,6 +257,7 @@ fn attach<'a>(
     options: &Options,
     target: &'a Target,
     plan: &Plan,
+    heap_profile: &mut HeapProfile,
     loaded: &mut Loaded,
     writer: &mut CaptureWriter<File>,
 ) -> Result<Session<'a>> {
@@ -214,6 +275,8 @@ fn attach<'a>(
     }
     let kernel = Kernel::take(loaded, options.sizes)?;
     loaded.attach(plan, target)?;
+    // Now that no sample can be missed.
+    heap_profile.turn_on()?;
     let start = Instant::now();
     let clocks = (unix_ns(), monotonic_ns());
     // After the probes are live, so that nothing falls between: events of mappings that are
@@ -221,7 +284,7 @@ fn attach<'a>(
     let map = target.address_map()?;
     let go_heap = sampling::go_heap(target, plan, options.sample_bytes, options.sizes);
     writer
-        .header(&header(options, target, plan, clocks))
+        .header(&header::header(options, target, plan, heap_profile, clocks))
         .context("failed to write the capture's header")?;
     let mut session = Session {
         target,
@@ -325,7 +388,12 @@ impl Session<'_> {
 
     /// Names every address seen, from the files that were mapped (kept open since), and closes
     /// the capture.
-    fn close(self, mut writer: CaptureWriter<File>, end: schema::End) -> Result<()> {
+    fn close(
+        self,
+        mut writer: CaptureWriter<File>,
+        end: schema::End,
+        sampler_end: schema::SamplerEnd,
+    ) -> Result<()> {
         let open = |wanted: &symbolize::Module| {
             self.modules
                 .open_path(&wanted.path, wanted.build_id.as_deref())
@@ -344,37 +412,12 @@ impl Session<'_> {
             events: self.drain.events(),
             losses: self.drain.losses(),
             limits: self.limits,
+            sampler_end: sampler_end.into(),
         };
         let file = writer
             .close(&close)
             .context("failed to close the capture")?;
         file.sync_all().context("failed to close the capture")
-    }
-}
-
-fn header(
-    options: &Options,
-    target: &Target,
-    plan: &Plan,
-    (start_unix_ns, start_monotonic_ns): (u64, u64),
-) -> schema::Header {
-    let rate = plan.sample_rate.unwrap_or(0);
-    let limit = |limit: &crate::plan::Limit| schema::Limit {
-        what: limit.what.clone(),
-        reason: limit.reason.clone(),
-    };
-    schema::Header {
-        tool_version: env!("CARGO_PKG_VERSION").to_owned(),
-        start_unix_ns,
-        start_monotonic_ns,
-        interval_ns: options.interval.as_nanos() as u64,
-        kernel_release: rustix::system::uname()
-            .release()
-            .to_string_lossy()
-            .into_owned(),
-        target: Some(target.describe(rate)),
-        probes: planning::probes(target, plan),
-        limits: plan.limits.iter().map(limit).collect(),
     }
 }
 
@@ -392,47 +435,6 @@ fn address_space(target: &Target, map: &AddressMap) -> AddressSpace {
         space.program_break(address);
     }
     space
-}
-
-/// Makes the file, for its owner alone, where nothing is yet.
-fn create(path: &Path) -> Result<File> {
-    use std::os::unix::fs::OpenOptionsExt as _;
-    let name = path.display();
-    File::options()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .custom_flags(nix::libc::O_NOFOLLOW)
-        .open(path)
-        .map_err(|error| match error.kind() {
-            io::ErrorKind::AlreadyExists if path.is_symlink() => {
-                anyhow::anyhow!("`{name}` is a symbolic link: give another file with -o")
-            }
-            io::ErrorKind::AlreadyExists => {
-                anyhow::anyhow!("`{name}` exists already: give another file with -o, or remove it")
-            }
-            io::ErrorKind::NotFound => {
-                anyhow::anyhow!("the directory of `{name}` does not exist: make it first")
-            }
-            _ => anyhow::Error::new(error).context(format!("failed to make `{name}`")),
-        })
-}
-
-/// `leaktrace-COMM-PID-UTC.leaktrace`, with nothing in COMM that a shell or a path minds.
-fn default_file(target: &Target) -> PathBuf {
-    let comm: String = target
-        .comm
-        .chars()
-        .map(|c| {
-            if c.is_ascii_alphanumeric() || "-_.".contains(c) {
-                c
-            } else {
-                '_'
-            }
-        })
-        .collect();
-    let utc = jiff::Timestamp::now().strftime("%Y%m%dT%H%M%SZ");
-    PathBuf::from(format!("leaktrace-{comm}-{}-{utc}.leaktrace", target.pid))
 }
 
 fn unix_ns() -> u64 {

@@ -13,7 +13,9 @@ pub use service::Service;
 pub use tool::{Finished, Leaktrace, report, run};
 pub use traces::assert_nothing_left;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+use leaktrace::go::{GoBinary, GoVariable};
 
 /// Folder of the project.
 pub fn root() -> PathBuf {
@@ -35,6 +37,20 @@ pub fn sample(name: &str) -> PathBuf {
         path.display()
     );
     path
+}
+
+/// Link-time address of `runtime.MemProfileRate` in an unstripped Go program that is not
+/// position-independent: its address in the process.
+///
+/// # Panics
+///
+/// It is not there.
+pub fn sample_rate_address(path: &Path) -> u64 {
+    let file = std::fs::read(path).expect("the program can be read");
+    let binary = GoBinary::parse(file.into()).expect("the program is well formed");
+    let binary = binary.expect("the program is a Go program");
+    let found = binary.variable(GoVariable::MemProfileRate);
+    found.expect("the program has symbols").address
 }
 
 /// The built command.

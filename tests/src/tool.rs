@@ -38,9 +38,34 @@ impl Leaktrace {
     ///
     /// It does not attach.
     pub fn record<A: AsRef<OsStr>>(pid: i32, args: impl IntoIterator<Item = A>) -> Self {
+        Self::start(Command::new(super::leaktrace_binary()), pid, args)
+    }
+
+    /// The same where no file can grow beyond `bytes`: as on a disk that becomes full.
+    ///
+    /// # Panics
+    ///
+    /// It does not attach.
+    pub fn record_with_full_disk<A: AsRef<OsStr>>(
+        pid: i32,
+        bytes: u64,
+        args: impl IntoIterator<Item = A>,
+    ) -> Self {
+        let mut limited = Command::new("prlimit");
+        limited
+            .arg(format!("--fsize={bytes}"))
+            .arg(super::leaktrace_binary());
+        Self::start(limited, pid, args)
+    }
+
+    fn start<A: AsRef<OsStr>>(
+        mut command: Command,
+        pid: i32,
+        args: impl IntoIterator<Item = A>,
+    ) -> Self {
         let folder = TempDir::new().expect("a temporary folder");
         let file = folder.path().join("capture.leaktrace");
-        let mut child = Command::new(super::leaktrace_binary())
+        let mut child = command
             .args(["record", "-p", &pid.to_string(), "-o"])
             .arg(&file)
             .args(args)

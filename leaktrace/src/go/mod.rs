@@ -17,6 +17,7 @@ pub(crate) mod version;
 mod pclntab;
 mod moduledata;
 mod variable;
+mod sampler_flag;
 mod runtime_types;
 mod table;
 mod dwarf;
@@ -328,6 +329,12 @@ impl GoBinary {
     /// Where a variable of the runtime is. The error is the reason why it is not known.
     pub fn variable(&self, variable: GoVariable) -> Result<Located, String> {
         variable::locate(self, variable)
+    }
+
+    /// Whether the linker has switched the heap sampler off, because nothing in the program refers
+    /// to the heap profile. The error is the reason why it is not known.
+    pub fn sampler_linked_off(&self) -> Result<bool, String> {
+        sampler_flag::is_linked_off(self)
     }
 
     /// Offset in the file of what is loaded at a link-time address.

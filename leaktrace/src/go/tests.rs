@@ -10,6 +10,13 @@ use super::testing::{self, Mode, PPROF_PROGRAM};
 use super::*;
 use crate::plan::{Facts, Families, GoFacts, Plan};
 
+const NO_PROFILE_PROGRAM: &str = r#"package main
+
+import "fmt"
+
+func main() { fmt.Println("no heap profile is linked in") }
+"#;
+
 /// Prints the address of `main.main`, then each frame of `runtime.Callers` in a deep stack:
 /// pc, whether it is a physical function's own frame, line, function, file.
 const STACKS: &str = r#"package main
@@ -217,6 +224,19 @@ fn addr2line(
         .chunks(2)
         .map(|pair| (pair[0].to_owned(), pair[1].to_owned()))
         .collect()
+}
+
+#[test]
+fn the_linkers_flag_tells_whether_the_sampler_is_off() {
+    for toolchain in testing::toolchains() {
+        for mode in Mode::all() {
+            for (program, off) in [(NO_PROFILE_PROGRAM, true), (PPROF_PROGRAM, false)] {
+                let binary = open(&testing::build(&toolchain, mode, program));
+                let what = format!("go1.{} {mode:?}", toolchain.minor);
+                assert_eq!(binary.sampler_linked_off(), Ok(off), "{what}");
+            }
+        }
+    }
 }
 
 #[test]

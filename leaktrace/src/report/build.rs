@@ -4,12 +4,12 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use super::schema::{
-    EstimateReport, GoReport, Kind, LimitReport, MemoryReport, Report, SCHEMA, SiteReport, Summary,
-    SurvivalReport, TargetReport, WindowReport,
+    EstimateReport, GoReport, Kind, LimitReport, MemoryReport, Report, SCHEMA, SamplerSwitchReport,
+    SiteReport, Summary, SurvivalReport, TargetReport, WindowReport,
 };
 use super::stack::{go_runtime_purpose, is_go_allocator, is_go_runtime_mapping, is_thread_start};
 use super::symbols::{FrameKey, FrameRef, SymbolTable};
-use crate::capture::schema::{self, End, Site};
+use crate::capture::schema::{self, End, SamplerEnd, Site};
 use crate::capture::{Capture, Ended};
 use crate::live_heap::{Age, LiveHeap, SiteHistory, Timeline};
 use crate::loss;
@@ -269,7 +269,14 @@ fn target(capture: &Capture) -> TargetReport {
             pie: go.pie,
             heap_profiling: go.heap_profiling,
             sample_rate: go.sample_rate,
-            sampling: sampling(capture, go.heap_profiling).to_owned(),
+            sampling: sampling(capture, go.heap_profiling || go.sampler_switch.is_some())
+                .to_owned(),
+            sampler_switch: go.sampler_switch.map(|switch| SamplerSwitchReport {
+                rate_before: switch.rate_before,
+                rate_written: switch.rate_written,
+                left_on: switch.left_on,
+                end: sampler_end(capture).to_owned(),
+            }),
         }),
     }
 }
@@ -281,6 +288,19 @@ fn sampling(capture: &Capture, by_the_runtime: bool) -> &'static str {
         true => "runtime",
         false if intervals.any(|interval| interval.go_own_sampling.is_some()) => "leaktrace",
         false => "none",
+    }
+}
+
+fn sampler_end(capture: &Capture) -> &'static str {
+    let Ended::Closed(close) = &capture.how_it_ended else {
+        return "unknown";
+    };
+    match close.sampler_end() {
+        SamplerEnd::PutBack => "put-back",
+        SamplerEnd::TargetGone => "target-gone",
+        SamplerEnd::Changed => "changed",
+        SamplerEnd::Failed => "failed",
+        SamplerEnd::Unspecified => "unknown",
     }
 }
 

@@ -72,6 +72,23 @@ pub struct GoReport {
     /// Who sampled its heap: `runtime`, `leaktrace`, or `none`.
     #[serde(default)]
     pub sampling: String,
+    /// `--go-enable-heap-profile` has switched the sampler on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sampler_switch: Option<SamplerSwitchReport>,
+}
+
+/// `runtime.MemProfileRate` was written for the time of the recording.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SamplerSwitchReport {
+    /// What it was without leaktrace.
+    pub rate_before: u64,
+    /// What was written.
+    pub rate_written: u64,
+    /// It was found written already: an earlier leaktrace was killed.
+    pub left_on: bool,
+    /// What became of it: `put-back`, `target-gone`, `changed` (by the target: left as it is),
+    /// `failed` (it stays; see the limits) or `unknown` (leaktrace was killed: it stays).
+    pub end: String,
 }
 
 /// The window of time that was recorded.

@@ -6,7 +6,7 @@ use std::io::{self, Write};
 use jiff::Timestamp;
 
 use super::human;
-use super::schema::{Frame, Report, SiteReport};
+use super::schema::{Frame, Report, SamplerSwitchReport, SiteReport};
 use crate::loss;
 use crate::verdict::Verdict;
 
@@ -68,7 +68,9 @@ impl Page {
         let title = self.paint(BOLD, &title);
         self.line(&title);
         if let Some(go) = &target.go {
-            let sampler = if go.heap_profiling {
+            let sampler = if let Some(switch) = &go.sampler_switch {
+                sampler_switch(switch)
+            } else if go.heap_profiling {
                 format!(
                     "its heap sampler takes one object in {}",
                     human::bytes(go.sample_rate as f64)
@@ -349,6 +351,24 @@ impl Page {
             text.to_owned()
         }
     }
+}
+
+/// What `--go-enable-heap-profile` has done.
+fn sampler_switch(switch: &SamplerSwitchReport) -> String {
+    let rate = human::bytes(switch.rate_written as f64);
+    let before = switch.rate_before;
+    let beginning = match switch.left_on {
+        false => "leaktrace switched its heap sampler on at the attach",
+        true => "a leaktrace that was killed had left its heap sampler on",
+    };
+    let end = match switch.end.as_str() {
+        "put-back" => format!("MemProfileRate is {before} again"),
+        "target-gone" => "the process is gone".to_owned(),
+        "changed" => "the process has changed MemProfileRate itself since".to_owned(),
+        "failed" => "it could not be switched off again, see the limits".to_owned(),
+        _ => "it is not known to be off again".to_owned(),
+    };
+    format!("{beginning}, one object in {rate}; {end}")
 }
 
 fn name_of(frame: &Frame) -> String {

@@ -1,13 +1,15 @@
 //! Who the target is: its process, executable, address space and memory.
 //!
 //! Contract: this module and `inventory` are the only ones that look at `/proc/PID` and at the
-//! target's memory, and they only read. Everything is taken through handles that stay with the
+//! target's memory. They only read; [`SamplerSwitch`], which the user must ask for by name, is the
+//! one exception. Everything is taken through handles that stay with the
 //! process found first (a pidfd, its `/proc` directory, its own inodes), so that a reused PID or a
 //! replaced file is never mistaken for the target.
 
 mod image;
 pub mod maps;
 mod memory;
+mod sampler_switch;
 
 use std::{
     io,
@@ -22,13 +24,14 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use crate::{
     capture::schema,
-    go::{GoBinary, elf::Elf},
+    go::{GoBinary, GoVariable, elf::Elf},
 };
 
 pub use self::{
     image::open_image,
     maps::{AddressMap, Module},
     memory::{Memory, MemoryError},
+    sampler_switch::{PutBack, RATE as SAMPLER_RATE, SamplerSwitch, SwitchError},
 };
 
 /// Why a process cannot be a target.
@@ -131,6 +134,22 @@ pub struct GoTarget {
     pub binary: GoBinary,
     /// What to add to a link-time address to get the address in the process.
     pub bias: u64,
+}
+
+impl GoTarget {
+    /// Address in the process of `runtime.MemProfileRate`.
+    fn sample_rate_address(&self) -> Result<u64, String> {
+        let found = self.binary.variable(GoVariable::MemProfileRate)?;
+        Ok(found.address.wrapping_add(self.bias))
+    }
+}
+
+/// Go's heap sampler in a process.
+pub enum HeapSampler {
+    /// It takes one sample in so many bytes.
+    On(u64),
+    /// It can be switched on: it is off, or on only because an earlier switch was not put back.
+    Off(SamplerSwitch),
 }
 
 impl Target {
@@ -277,10 +296,47 @@ impl Target {
                     pie: go.binary.pie(),
                     heap_profiling: sample_rate > 0,
                     sample_rate,
+                    sampler_switch: None,
                 }),
                 _ => None,
             },
             start_ticks: self.start_ticks,
+        }
+    }
+
+    /// `runtime.MemProfileRate` now, in bytes.
+    ///
+    /// # Errors
+    ///
+    /// Why it could not be found or read.
+    pub fn sample_rate(&self, go: &GoTarget) -> Result<u64, String> {
+        let read = self.memory.read_u64(go.sample_rate_address()?);
+        read.map_err(|error| error.to_string())
+    }
+
+    /// The heap sampler, with a switch for it if it is off. A rate of [`SAMPLER_RATE`] in a binary
+    /// whose linker has switched the sampler off can only come from an earlier switch, whose
+    /// leaktrace was killed.
+    ///
+    /// # Errors
+    ///
+    /// The target has no such sampler, or another leaktrace holds its switch.
+    pub fn heap_sampler(&self) -> Result<HeapSampler, SwitchError> {
+        let pid = self.pid;
+        let unsupported = |reason| SwitchError::Unsupported { pid, reason };
+        let go = match &self.go {
+            None => return Err(unsupported("it is not a Go program".to_owned())),
+            Some(Err(reason)) => return Err(unsupported(reason.clone())),
+            Some(Ok(go)) => go,
+        };
+        let address = go.sample_rate_address().map_err(unsupported)?;
+        let switch = |found| SamplerSwitch::open(&self.process, address, found, 0);
+        let rate = self.sample_rate(go).map_err(unsupported)?;
+        let is_left_on = || rate == SAMPLER_RATE && go.binary.sampler_linked_off() == Ok(true);
+        match rate {
+            0 => switch(0).map(HeapSampler::Off),
+            rate if is_left_on() => switch(rate).map(HeapSampler::Off),
+            rate => Ok(HeapSampler::On(rate)),
         }
     }
 
