@@ -217,6 +217,7 @@ impl Drop for SamplerSwitch {
 #[cfg(test)]
 mod tests {
     use std::{
+        io::{Read as _, Write as _},
         process::{Child, Command, Stdio},
         sync::atomic::{AtomicU64, Ordering::SeqCst},
     };
@@ -323,8 +324,17 @@ mod tests {
 
     impl Sleeper {
         fn start() -> Self {
-            let child = Command::new("cat").stdin(Stdio::piped()).spawn();
-            Self(child.unwrap())
+            let mut child = Command::new("cat")
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .spawn()
+                .unwrap();
+            // Once it answers, its exec is over.
+            let mut answer = [0];
+            child.stdin.as_mut().unwrap().write_all(b"?").unwrap();
+            let stdout = child.stdout.as_mut().unwrap();
+            stdout.read_exact(&mut answer).unwrap();
+            Self(child)
         }
 
         fn end(&mut self) {
