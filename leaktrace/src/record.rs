@@ -25,6 +25,7 @@ use crate::{
     address_space::AddressSpace,
     capture::{CaptureWriter, schema},
     drain::{Drain, Kernel},
+    inventory::MemoryReader,
     loader::{KernelLog, Loaded, MapSizes, check_host, ensure_tracefs},
     plan::{Families, Plan},
     planning,
@@ -235,6 +236,7 @@ async fn watch(
         }
     };
     own.stop();
+    session.memory.whole_next();
     session.interval(writer)?;
     Ok(end)
 }
@@ -243,6 +245,7 @@ async fn watch(
 struct Session<'a> {
     target: &'a Target,
     drain: Drain,
+    memory: MemoryReader<'a>,
     modules: Modules,
     schema_modules: Vec<schema::Module>,
     mappings: Vec<schema::Mapping>,
@@ -289,6 +292,7 @@ fn attach<'a>(
     let mut session = Session {
         target,
         drain: Drain::new(kernel, address_space(target, &map), go_heap),
+        memory: MemoryReader::new(target),
         modules,
         schema_modules: Vec::new(),
         mappings: Vec::new(),
@@ -306,13 +310,7 @@ impl Session<'_> {
     fn interval(&mut self, writer: &mut CaptureWriter<File>) -> Result<()> {
         self.t_ns = self.start.elapsed().as_nanos() as u64;
         let mut interval = self.drain.interval(self.t_ns)?;
-        interval.memory = self.target.memory_use().ok().map(|memory| schema::Memory {
-            rss: memory.rss,
-            anonymous: memory.anonymous,
-            swap: memory.swap,
-            mapped: memory.mapped,
-            ..schema::Memory::default()
-        });
+        interval.memory = self.memory.read();
         self.addresses
             .extend(interval.sites.iter().flat_map(symbolize::addresses_of));
         if self.intervals == 0 || self.in_unknown_code(&interval.sites) {
@@ -411,7 +409,11 @@ impl Session<'_> {
             intervals: self.intervals,
             events: self.drain.events(),
             losses: self.drain.losses(),
-            limits: self.limits,
+            limits: self
+                .limits
+                .into_iter()
+                .chain(self.memory.into_limits())
+                .collect(),
             sampler_end: sampler_end.into(),
         };
         let file = writer

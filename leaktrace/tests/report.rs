@@ -285,6 +285,11 @@ fn memory(second: u64) -> Memory {
         go_heap_live: Some((32 + second) * MIB),
         go_heap_idle: Some(8 * MIB),
         go_stacks: Some(MIB),
+        go_heap_objects: Some((30 + second) * MIB),
+        go_heap_released: Some(100 * MIB),
+        go_work_buffers: Some(MIB),
+        go_tables: Some(2 * MIB),
+        resident: None,
     }
 }
 

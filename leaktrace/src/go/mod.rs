@@ -18,6 +18,7 @@ mod pclntab;
 mod moduledata;
 mod variable;
 mod sampler_flag;
+mod memstats;
 mod runtime_types;
 mod table;
 mod dwarf;
@@ -28,6 +29,7 @@ use std::sync::{Mutex, OnceLock};
 
 use bytes::Bytes;
 
+pub use memstats::{GoMemory, MemStatsLayout};
 pub use variable::{GoVariable, Located};
 pub use version::GoVersion;
 

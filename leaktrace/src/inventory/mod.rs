@@ -2,10 +2,12 @@
 //! without stopping it.
 
 mod buckets;
+mod memory;
 pub mod goroutines;
 mod spans;
 
 pub use buckets::{Bucket, BucketCounts, Buckets, BucketsError};
+pub use memory::MemoryReader;
 pub use spans::{Fate, Followed, Spans};
 
 /// The word at `offset` of a structure; zero beyond its end.

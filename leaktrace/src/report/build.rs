@@ -3,9 +3,10 @@
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
+use super::memory;
 use super::schema::{
-    EstimateReport, GoReport, Kind, LimitReport, MemoryReport, Report, SCHEMA, SamplerSwitchReport,
-    SiteReport, Summary, SurvivalReport, TargetReport, WindowReport,
+    EstimateReport, GoReport, Kind, LimitReport, Report, SCHEMA, SamplerSwitchReport, SiteReport,
+    Summary, SurvivalReport, TargetReport, WindowReport,
 };
 use super::stack::{go_runtime_purpose, is_go_allocator, is_go_runtime_mapping, is_thread_start};
 use super::symbols::{FrameKey, FrameRef, SymbolTable};
@@ -93,7 +94,7 @@ pub fn build(
         summary,
         sites,
         goroutines: None,
-        memory: memory(capture),
+        memory: memory::statement(capture),
         losses,
         limits: limits(capture),
         notes: capture.notes.clone(),
@@ -348,35 +349,6 @@ fn window(capture: &Capture, heap: &LiveHeap, go: bool) -> WindowReport {
                 .copied()
                 .unwrap_or_default()
         }),
-    }
-}
-
-fn memory(capture: &Capture) -> MemoryReport {
-    let mut states = capture
-        .intervals
-        .iter()
-        .filter_map(|interval| interval.memory.as_ref());
-    let Some(attach) = states.next() else {
-        return MemoryReport::default();
-    };
-    let end = states.next_back().unwrap_or(attach);
-    let anonymous = end.anonymous.or(end.rss);
-    let unexplained = anonymous.zip(end.go_heap_live).map(|(anonymous, live)| {
-        anonymous
-            .saturating_sub(live)
-            .saturating_sub(end.go_heap_idle.unwrap_or_default())
-            .saturating_sub(end.go_stacks.unwrap_or_default())
-    });
-    MemoryReport {
-        rss_bytes: end.rss,
-        rss_attach_bytes: attach.rss,
-        anonymous_bytes: end.anonymous,
-        swap_bytes: end.swap,
-        mapped_bytes: end.mapped,
-        heap_live_bytes: end.go_heap_live,
-        heap_idle_bytes: end.go_heap_idle,
-        stacks_bytes: end.go_stacks,
-        unexplained_bytes: unexplained,
     }
 }
 

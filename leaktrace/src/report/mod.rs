@@ -15,6 +15,7 @@ mod schema;
 mod symbols;
 mod stack;
 mod build;
+mod memory;
 pub mod goroutines;
 pub mod check;
 pub mod json;

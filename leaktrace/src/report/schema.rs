@@ -264,18 +264,44 @@ pub struct MemoryReport {
     /// Address space.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mapped_bytes: Option<u64>,
-    /// Go heap in use.
+    /// Go heap in use, by its pages.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub heap_live_bytes: Option<u64>,
+    /// Of that, objects that are not swept away.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub heap_objects_bytes: Option<u64>,
     /// Go heap kept for later and not given back to the kernel.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub heap_idle_bytes: Option<u64>,
+    /// Go heap given back to the kernel.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub heap_released_bytes: Option<u64>,
     /// Goroutine stacks.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stacks_bytes: Option<u64>,
-    /// Resident memory without a file that none of the above explains; Go targets only.
+    /// The Go runtime's own: tables outside the heap, and the collector's work buffers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub runtime_bytes: Option<u64>,
+    /// Resident memory without a file that nothing explains; Go targets only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub unexplained_bytes: Option<u64>,
+    /// What the resident memory consists of: their sum is `rss_bytes`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub parts: Vec<MemoryPart>,
+}
+
+/// A part of the resident memory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryPart {
+    /// Its name.
+    pub part: String,
+    /// In words.
+    pub text: String,
+    /// At the end. Negative: what others have too much, since it is not resident.
+    pub bytes: i64,
+    /// At the attach, where it was found in the same way.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub attach_bytes: Option<i64>,
 }
 
 /// Something that could not be seen.

@@ -5,8 +5,8 @@ use std::io::{self, Write};
 
 use jiff::Timestamp;
 
-use super::human;
 use super::schema::{Frame, Report, SamplerSwitchReport, SiteReport};
+use super::{human, memory};
 use crate::loss;
 use crate::verdict::Verdict;
 
@@ -263,34 +263,8 @@ impl Page {
             ));
             self.line("");
         }
-        let memory = &report.memory;
-        let resident = match (memory.rss_attach_bytes, memory.rss_bytes) {
-            (Some(then), Some(now)) if then != now => Some(format!(
-                "{} resident ({} at the attach)",
-                human::bytes(now as f64),
-                human::bytes(then as f64)
-            )),
-            (_, now) => now.map(|now| format!("{} resident", human::bytes(now as f64))),
-        };
-        let parts = [
-            (memory.anonymous_bytes, "without a file"),
-            (memory.heap_live_bytes, "Go heap in use"),
-            (memory.heap_idle_bytes, "Go heap idle"),
-            (memory.stacks_bytes, "goroutine stacks"),
-            (memory.unexplained_bytes, "not explained by these"),
-            (memory.swap_bytes, "swapped out"),
-            (memory.mapped_bytes, "address space"),
-        ];
-        let parts = parts.into_iter().filter_map(|(bytes, what)| {
-            bytes.map(|bytes| format!("{} {what}", human::bytes(bytes as f64)))
-        });
-        let statement: Vec<_> = resident.into_iter().chain(parts).collect();
-        if !statement.is_empty() {
-            let statement: Vec<_> = statement
-                .iter()
-                .map(|part| part.replace(' ', KEEP))
-                .collect();
-            self.prose("memory: ", &statement.join(", "));
+        for line in memory::lines(&report.memory) {
+            self.line(&line);
         }
         if report.losses.is_empty() {
             self.line("losses: none");

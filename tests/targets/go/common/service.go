@@ -62,6 +62,11 @@ type truth struct {
 	HeapAlloc     uint64  `json:"heap_alloc"`
 	NumGC         uint32  `json:"num_gc"`
 	HTTP          string  `json:"http,omitempty"`
+	HeapInuse     uint64  `json:"heap_inuse"`
+	HeapIdle      uint64  `json:"heap_idle"`
+	HeapReleased  uint64  `json:"heap_released"`
+	StackSys      uint64  `json:"stack_sys"`
+	RuntimeSys    uint64  `json:"runtime_sys"`
 }
 
 // newService declares the flags; `leakRate` and `leakLimit` are their defaults, in bytes.
@@ -163,6 +168,11 @@ func (s *service) print(l leaker, t truth) {
 	t.HeapAlloc = memory.HeapAlloc
 	t.NumGC = memory.NumGC
 	t.HTTP = s.httpAddress
+	t.HeapInuse = memory.HeapInuse
+	t.HeapIdle = memory.HeapIdle
+	t.HeapReleased = memory.HeapReleased
+	t.StackSys = memory.StackSys
+	t.RuntimeSys = memory.MSpanSys + memory.MCacheSys + memory.BuckHashSys + memory.GCSys + memory.OtherSys
 	line, err := json.Marshal(t)
 	if err != nil {
 		panic(err)
