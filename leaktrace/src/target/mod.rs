@@ -282,7 +282,7 @@ impl Target {
     }
 
     /// What of each mapping is resident: the kernel walks the page tables for it, so that it costs
-    /// about a millisecond for each 100 MiB.
+    /// about two milliseconds for each 100 MiB in pages of 4 KiB.
     ///
     /// # Errors
     ///
