@@ -41,6 +41,9 @@ pub const KIND_MMAP: u32 = 2;
 /// Memory gained by moving the program break.
 pub const KIND_BRK: u32 = 3;
 
+/// Not memory but goroutines made and ended; the "stack" is the return address of the go statement.
+pub const KIND_GOROUTINE: u32 = 4;
+
 /// Key of the per-CPU counters: one allocation site, one kind of memory.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]

@@ -3,11 +3,12 @@
 //! `setprofilebucket(p, b)` ties a sampled object to the bucket that holds its stack; the runtime
 //! has walked the stack already, inlined calls included, so that nothing is walked here and a
 //! site's identity is the one Go's own profile uses. `freeSpecial(s, p, size)` ends it: `s` leads
-//! to the same bucket. Both take their arguments in RAX, RBX, RCX (Go's ABIInternal); the plan
+//! to the same bucket. `newproc1(fn, callergp, callerpc, …)` makes a goroutine, `gdestroy(gp)` (Go 1.22
+//! and later) or `goexit0(gp)` ends it. All take their arguments in RAX, RBX, RCX (Go's ABIInternal); the plan
 //! places the probes where these registers still hold them.
 
 use aya_ebpf::{Global, helpers::bpf_probe_read_user, programs::ProbeContext};
-use leaktrace_common::{KIND_GO_HEAP, StackId};
+use leaktrace_common::{KIND_GO_HEAP, KIND_GOROUTINE, StackId};
 
 use crate::{
     events, live,
@@ -27,6 +28,9 @@ static GO_SPECIAL_BUCKET: Global<u32> = Global::new(0);
 /// Offset of `size` in `runtime.bucket`.
 #[unsafe(no_mangle)]
 static GO_BUCKET_SIZE: Global<u32> = Global::new(0);
+/// Offset of `gopc` in `runtime.g`, by Go version.
+#[unsafe(no_mangle)]
+static GO_G_GOPC: Global<u32> = Global::new(0);
 
 #[inline(always)]
 pub fn try_sample(ctx: &ProbeContext) -> Result<(), Loss> {
@@ -45,6 +49,19 @@ pub fn try_free(ctx: &ProbeContext) -> Result<(), Loss> {
     let bucket = read::<u64>(special, &GO_SPECIAL_BUCKET)?;
     let size = read::<u64>(bucket, &GO_BUCKET_SIZE)?;
     live::freed(address, StackId(bucket), KIND_GO_HEAP, size);
+    Ok(())
+}
+
+#[inline(always)]
+pub fn try_created(ctx: &ProbeContext) -> Result<(), Loss> {
+    live::count_allocation(StackId(registers(ctx).rcx), KIND_GOROUTINE, 0);
+    Ok(())
+}
+
+#[inline(always)]
+pub fn try_exited(ctx: &ProbeContext) -> Result<(), Loss> {
+    let created_by = read::<u64>(registers(ctx).rax, &GO_G_GOPC)?;
+    live::count_free(StackId(created_by), KIND_GOROUTINE, 0);
     Ok(())
 }
 

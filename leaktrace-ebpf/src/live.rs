@@ -31,6 +31,12 @@ pub fn freed(address: u64, stack: StackId, kind: u32, size: u64) {
     if LIVE.remove(address).is_err() {
         loss::count(Loss::FreeOfUnseen);
     }
+    count_free(stack, kind, size);
+}
+
+/// Adds one free to the totals of a site.
+#[inline(always)]
+pub fn count_free(stack: StackId, kind: u32, size: u64) {
     with_counters(stack, kind, |counters| {
         add(&mut counters.frees, 1);
         add(&mut counters.free_bytes, size);

@@ -104,6 +104,18 @@ fn go_large(ctx: ProbeContext) -> u32 {
     entry(&ctx, refill::try_large)
 }
 
+/// `runtime.newproc1`: a goroutine is made.
+#[uprobe]
+fn go_created(ctx: ProbeContext) -> u32 {
+    entry(&ctx, go::try_created)
+}
+
+/// `runtime.gdestroy` or, before Go 1.22, `runtime.goexit0`: a goroutine ends.
+#[uprobe]
+fn go_exited(ctx: ProbeContext) -> u32 {
+    entry(&ctx, go::try_exited)
+}
+
 /// Runs `body` if the current process is the target. The log is for diagnosis: unless user space
 /// asks for it the kernel drops that code at load time.
 #[inline(always)]

@@ -30,7 +30,11 @@ pub struct Checked {
 ///
 /// The process cannot be a target.
 pub fn check(pid: Option<i32>) -> Result<Checked> {
-    let families = Families { vm: true, go: true };
+    let families = Families {
+        vm: true,
+        go: true,
+        goroutine: false,
+    };
     let target = pid.map(Target::open).transpose()?;
     let plan = match &target {
         Some(target) => planning::make_plan(target, families, None),

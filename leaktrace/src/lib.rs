@@ -15,6 +15,8 @@ pub mod capture;
 pub mod live_heap;
 pub mod series;
 pub mod verdict;
+pub mod goroutine_history;
+pub mod goroutine_verdict;
 pub mod symbolize;
 pub mod report;
 pub mod sampling;

@@ -32,6 +32,19 @@ pub const UNMAP_OF_PREEXISTING: &str = "unmap_of_preexisting";
 /// Mapping calls beyond the limit on pieces of address space.
 pub const MAPPINGS_UNTRACKED: &str = "mappings_untracked";
 
+/// Goroutines that moved whenever they were read, summed over the censuses.
+pub const GOROUTINES_UNSTABLE: &str = "goroutines_unstable";
+/// Goroutines that could not be read, summed over the censuses.
+pub const GOROUTINES_UNREADABLE: &str = "goroutines_unreadable";
+/// Goroutines in groups beyond the limit, summed over the censuses.
+pub const GOROUTINES_UNGROUPED: &str = "goroutines_ungrouped";
+/// Goroutines beyond the limit of those followed one by one, summed over the censuses.
+pub const GOROUTINES_NOT_FOLLOWED: &str = "goroutines_not_followed";
+/// Goroutines whose stacks were not searched for heap objects.
+pub const GOROUTINE_STACKS_UNSEARCHED: &str = "goroutine_stacks_unsearched";
+/// Censuses that failed.
+pub const GOROUTINE_CENSUS_FAILED: &str = "goroutine_census_failed";
+
 /// Losses after which a free of a mapping may not have been seen.
 pub const OF_MAPPINGS: [&str; 4] = [
     KERNEL[loss::RING_FULL as usize],
@@ -100,6 +113,27 @@ pub fn meaning(cause: &str) -> Option<&'static str> {
         MAPPINGS_UNTRACKED => {
             "mappings beyond the limit on pieces of address space; they are missing"
         }
+        GOROUTINES_UNSTABLE => {
+            "goroutines that moved each time they were read, summed over the censuses; they are \
+             counted without a stack"
+        }
+        GOROUTINES_UNREADABLE => {
+            "goroutines that could not be read, summed over the censuses; they are missing"
+        }
+        GOROUTINES_UNGROUPED => {
+            "goroutines in groups beyond the limit, summed over the censuses; they count in the \
+             total only"
+        }
+        GOROUTINES_NOT_FOLLOWED => {
+            "goroutines beyond the first million, summed over the censuses; they are counted, but \
+             not how long they wait"
+        }
+        GOROUTINE_STACKS_UNSEARCHED => {
+            "goroutines whose stacks were not searched for heap objects; what they pin is missing"
+        }
+        GOROUTINE_CENSUS_FAILED => {
+            "censuses of goroutines that failed, as the last one when the process has ended"
+        }
         _ => return None,
     })
 }
@@ -108,7 +142,16 @@ pub fn meaning(cause: &str) -> Option<&'static str> {
 mod tests {
     #[test]
     fn every_cause_has_a_name_and_a_meaning() {
-        for cause in super::KERNEL.iter().chain(&super::OF_MAPPINGS) {
+        let goroutines = [
+            super::GOROUTINES_UNSTABLE,
+            super::GOROUTINES_UNREADABLE,
+            super::GOROUTINES_UNGROUPED,
+            super::GOROUTINES_NOT_FOLLOWED,
+            super::GOROUTINE_STACKS_UNSEARCHED,
+            super::GOROUTINE_CENSUS_FAILED,
+        ];
+        let causes = super::KERNEL.iter().chain(&super::OF_MAPPINGS);
+        for cause in causes.chain(&goroutines) {
             assert!(super::meaning(cause).is_some(), "`{cause}`");
         }
     }

@@ -102,10 +102,13 @@ fn record(args: &args::Record) -> Result<u8> {
 
 fn show(args: &args::Report) -> Result<u8> {
     let mut report = read_report(&args.file, &args.options(), &args.debug_dir)?;
+    let groups = report.goroutines.iter().flat_map(|part| &part.groups);
     let leaks = report
         .sites
         .iter()
-        .any(|site| site.verdict == Verdict::Leak);
+        .map(|site| site.verdict)
+        .chain(groups.filter_map(|group| group.verdict))
+        .any(|verdict| verdict == Verdict::Leak);
     match args.format {
         Format::Text => print_text(&report, args.sites)?,
         Format::Json => {
@@ -121,7 +124,18 @@ fn show(args: &args::Report) -> Result<u8> {
 }
 
 fn look(args: &args::Goroutines) -> Result<u8> {
-    let mut goroutines = goroutines::look(args.pid)?;
+    let of_capture = |file: &Path| {
+        let report = read_report(file, &ReportOptions::default(), &[])?;
+        let name = file.display();
+        report.goroutines.with_context(|| {
+            format!("`{name}` has no goroutines: none of a Go program were recorded")
+        })
+    };
+    let mut goroutines = match (args.pid, &args.file) {
+        (_, Some(file)) => of_capture(file)?,
+        (Some(pid), None) => goroutines::look(pid)?,
+        (None, None) => anyhow::bail!("give a process or a capture file"),
+    };
     let mut out = io::stdout().lock();
     match args.format {
         Format::Text => report::goroutines::write_text(&goroutines, args.groups, &mut out)?,

@@ -24,8 +24,8 @@ use tokio::{
 use crate::{
     address_space::AddressSpace,
     capture::{CaptureWriter, schema},
-    drain::{Drain, Kernel},
-    inventory::MemoryReader,
+    drain::{Drain, Goroutines, Kernel, Purpose},
+    inventory::{MemoryReader, goroutines},
     loader::{KernelLog, Loaded, MapSizes, check_host, ensure_tracefs},
     plan::{Families, Plan},
     planning,
@@ -168,7 +168,7 @@ async fn run(options: &Options, progress: &mut dyn Progress) -> Result<Recorded>
     };
     let sampler_end = put_back.unwrap_or_else(|(end, left)| {
         progress.note(&left);
-        session.limit("the end of the sampling", &left);
+        session.limits.push(limit("the end of the sampling", &left));
         end
     });
     progress.symbolizing();
@@ -219,7 +219,7 @@ async fn watch(
             () = sleep_until(own.at()), if own.is_on() => {
                 own.act(loaded, &mut session.drain)?;
             }
-            _ = ticks.tick() => session.interval(writer)?,
+            _ = ticks.tick() => session.interval(writer, false)?,
             _ = event_ticks.tick() => {
                 session.drain.take_events();
                 if let Some(log) = kernel_log {
@@ -228,16 +228,16 @@ async fn watch(
             }
         }
         if session.drain.target_called_exec() {
-            session.limit(
+            session.limits.push(limit(
                 "the target after its execve",
                 "it became another program; the window ends there",
-            );
+            ));
             break schema::End::TargetExit;
         }
     };
     own.stop();
     session.memory.whole_next();
-    session.interval(writer)?;
+    session.interval(writer, true)?;
     Ok(end)
 }
 
@@ -246,6 +246,7 @@ struct Session<'a> {
     target: &'a Target,
     drain: Drain,
     memory: MemoryReader<'a>,
+    goroutines: Option<Goroutines<'a>>,
     modules: Modules,
     schema_modules: Vec<schema::Module>,
     mappings: Vec<schema::Mapping>,
@@ -289,10 +290,20 @@ fn attach<'a>(
     writer
         .header(&header::header(options, target, plan, heap_profile, clocks))
         .context("failed to write the capture's header")?;
+    let goroutines = match &target.go {
+        Some(Ok(go)) if options.families.go || options.families.goroutine => {
+            goroutines::Goroutines::new(target.memory, go)
+                .map_err(|reason| limits.push(limit("goroutines", &reason)))
+                .ok()
+                .map(|reader| Goroutines::new(reader, clocks.1, options.interval))
+        }
+        _ => None,
+    };
     let mut session = Session {
         target,
         drain: Drain::new(kernel, address_space(target, &map), go_heap),
         memory: MemoryReader::new(target),
+        goroutines,
         modules,
         schema_modules: Vec::new(),
         mappings: Vec::new(),
@@ -302,18 +313,25 @@ fn attach<'a>(
         intervals: 0,
         t_ns: 0,
     };
-    session.interval(writer)?;
+    session.interval(writer, false)?;
     Ok(session)
 }
 
 impl Session<'_> {
-    fn interval(&mut self, writer: &mut CaptureWriter<File>) -> Result<()> {
+    fn interval(&mut self, writer: &mut CaptureWriter<File>, is_last: bool) -> Result<()> {
         self.t_ns = self.start.elapsed().as_nanos() as u64;
         let mut interval = self.drain.interval(self.t_ns)?;
         interval.memory = self.memory.read();
-        self.addresses
-            .extend(interval.sites.iter().flat_map(symbolize::addresses_of));
-        if self.intervals == 0 || self.in_unknown_code(&interval.sites) {
+        if let Some(goroutines) = &mut self.goroutines {
+            let purpose = match is_last {
+                true => Purpose::Last(self.drain.live_samples()?),
+                false => Purpose::Interval,
+            };
+            goroutines.creations(&mut interval, self.drain.creations()?);
+            goroutines.interval(&mut interval, monotonic_ns(), &purpose);
+        }
+        self.addresses.extend(symbolize::addresses_in(&interval));
+        if self.intervals == 0 || self.in_unknown_code(&interval) {
             self.find_mappings(&mut interval);
         }
         writer
@@ -333,12 +351,12 @@ impl Session<'_> {
         self.drain.wants_look().then(|| Instant::now() + LOOK_AGAIN)
     }
 
-    fn in_unknown_code(&self, sites: &[schema::Site]) -> bool {
-        let known = |pc: &u64| {
-            let mappings = self.mappings.iter();
-            mappings.clone().any(|m| (m.start..m.end).contains(pc))
+    fn in_unknown_code(&self, interval: &schema::Interval) -> bool {
+        let known = |(pc, _): (u64, PcKind)| {
+            let mut mappings = self.mappings.iter();
+            mappings.any(|m| (m.start..m.end).contains(&pc))
         };
-        !sites.iter().flat_map(|site| &site.pcs).all(known)
+        !symbolize::addresses_in(interval).all(known)
     }
 
     fn find_mappings(&mut self, interval: &mut schema::Interval) {
@@ -377,17 +395,10 @@ impl Session<'_> {
         }
     }
 
-    fn limit(&mut self, what: &str, reason: &str) {
-        self.limits.push(schema::Limit {
-            what: what.to_owned(),
-            reason: reason.to_owned(),
-        });
-    }
-
     /// Names every address seen, from the files that were mapped (kept open since), and closes
     /// the capture.
     fn close(
-        self,
+        mut self,
         mut writer: CaptureWriter<File>,
         end: schema::End,
         sampler_end: schema::SamplerEnd,
@@ -403,12 +414,17 @@ impl Session<'_> {
         writer
             .symbols(&symbols)
             .context("failed to write the symbols to the capture")?;
+        let mut losses = self.drain.losses();
+        if let Some(goroutines) = &self.goroutines {
+            losses.extend(goroutines.losses());
+            self.limits.extend(goroutines.limit());
+        }
         let close = schema::Close {
             end: end.into(),
             t_ns: self.t_ns,
             intervals: self.intervals,
             events: self.drain.events(),
-            losses: self.drain.losses(),
+            losses,
             limits: self
                 .limits
                 .into_iter()
@@ -420,6 +436,13 @@ impl Session<'_> {
             .close(&close)
             .context("failed to close the capture")?;
         file.sync_all().context("failed to close the capture")
+    }
+}
+
+fn limit(what: &str, reason: &str) -> schema::Limit {
+    schema::Limit {
+        what: what.to_owned(),
+        reason: reason.to_owned(),
     }
 }
 
@@ -446,7 +469,7 @@ fn unix_ns() -> u64 {
 }
 
 /// `CLOCK_MONOTONIC`, the kernel side's clock.
-fn monotonic_ns() -> u64 {
+pub(crate) fn monotonic_ns() -> u64 {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }

@@ -11,7 +11,7 @@ use std::{
 use serde_json::Value;
 
 /// Names of our programs, as far as the kernel keeps them (15 bytes).
-const PROGRAMS: [&str; 12] = [
+const PROGRAMS: [&str; 14] = [
     "enter_mmap",
     "exit_mmap",
     "enter_munmap",
@@ -24,6 +24,8 @@ const PROGRAMS: [&str; 12] = [
     "go_sample",
     "go_free",
     "go_gc",
+    "go_created",
+    "go_exited",
 ];
 const MAPS: [&str; 8] = [
     "STACKS",

@@ -7,6 +7,7 @@
 //! | `reload-GO`, `pipeline-GO`, `objects-GO`, `churn-GO` | built with that release of Go, as in `reload-1.27.3`; the heap sampler is linked in and on |
 //! | `…-MODE` | `reload` in another build mode: those of [`MODES`]; of the others only `…-stripped` |
 //! | `mixed-GO-MODE` | half C, half Go, in the modes of [`C_MODES`] |
+//! | `blocked-GO-nopprof`, `blocked-GO-stripped` | a goroutine for each way of waiting; no sampler in either |
 //! | `…-nopprof` | `reload`, `pipeline` and `churn` without the sampler: `runtime.MemProfileRate` is 0 |
 //! | `vm` | `tests/targets/c/vm.c` |
 //!
@@ -96,7 +97,7 @@ struct Program {
     without_sampler: &'static [Mode],
 }
 
-const PROGRAMS: [Program; 5] = [
+const PROGRAMS: [Program; 6] = [
     Program {
         name: "reload",
         modes: &MODES,
@@ -121,6 +122,11 @@ const PROGRAMS: [Program; 5] = [
         name: "mixed",
         modes: &C_MODES,
         without_sampler: &[],
+    },
+    Program {
+        name: "blocked",
+        modes: &[STRIPPED],
+        without_sampler: &[PLAIN],
     },
 ];
 

@@ -25,7 +25,7 @@ const CRATES: [&str; 5] = [
 const LOADERS: [&str; 2] = ["loader", "drain"];
 
 /// Modules of `leaktrace/src` that turn values into values: no kernel, no files, no clock.
-const PURE: [&str; 10] = [
+const PURE: [&str; 12] = [
     "go",
     "plan",
     "address_space",
@@ -34,6 +34,8 @@ const PURE: [&str; 10] = [
     "live_heap",
     "series",
     "verdict",
+    "goroutine_history",
+    "goroutine_verdict",
     "report",
     "export",
 ];

@@ -3,7 +3,10 @@
 use std::collections::{BTreeMap, HashMap};
 use std::mem::size_of;
 
-use super::schema::{CohortFrees, GoBucket, Interval, Mapping, Module, Site, SiteDelta};
+use super::schema::{
+    CohortFrees, GoBucket, GoroutineChannel, GoroutineCount, GoroutineGroup, Interval, Mapping,
+    Module, Site, SiteDelta,
+};
 
 /// Joins the intervals two by two; the attach (index 0) stays by itself. A joined interval has the
 /// later one's index and end; births of either count as born in it.
@@ -73,21 +76,27 @@ fn join(mut first: Interval, mut second: Interval) -> Interval {
             None => first.deltas.push(delta),
         }
     }
-    // Buckets are absolute: the later one counts.
+    // Buckets and groups of goroutines are absolute: the later one counts.
+    replace(&mut first.go_buckets, second.go_buckets, |b| b.site);
+    first.goroutine_groups.append(&mut second.goroutine_groups);
+    replace(&mut first.goroutines, second.goroutines, |g| g.group);
+    first
+}
+
+/// Puts later states in the place of earlier ones with the same key.
+fn replace<T>(first: &mut Vec<T>, second: Vec<T>, key: impl Fn(&T) -> u32) {
     let mut place: HashMap<u32, usize> = first
-        .go_buckets
         .iter()
         .enumerate()
-        .map(|(at, bucket)| (bucket.site, at))
+        .map(|(at, state)| (key(state), at))
         .collect();
-    for bucket in second.go_buckets {
-        let at = *place.entry(bucket.site).or_insert(first.go_buckets.len());
-        match first.go_buckets.get_mut(at) {
-            Some(old) => *old = bucket,
-            None => first.go_buckets.push(bucket),
+    for state in second {
+        let at = *place.entry(key(&state)).or_insert(first.len());
+        match first.get_mut(at) {
+            Some(old) => *old = state,
+            None => first.push(state),
         }
     }
-    first
 }
 
 /// At most how many bytes an interval takes in memory, as `read` charges them.
@@ -110,12 +119,17 @@ pub(super) fn held(interval: &Interval) -> u64 {
         .iter()
         .map(|loss| loss.cause.len() + 32)
         .sum();
+    let groups = interval.goroutine_groups.iter();
+    let pcs = pcs + groups.clone().map(|g| g.pcs.len() * 8).sum::<usize>();
+    let text = text + groups.map(|g| g.wait_reason.len()).sum::<usize>();
     let bytes = size_of::<Interval>()
         + interval.modules.len() * size_of::<Module>()
         + interval.mappings.len() * size_of::<Mapping>()
         + interval.sites.len() * size_of::<Site>()
         + interval.deltas.len() * size_of::<SiteDelta>()
         + interval.go_buckets.len() * size_of::<GoBucket>()
+        + interval.goroutine_groups.len() * size_of::<GoroutineGroup>()
+        + interval.goroutines.len() * (size_of::<GoroutineCount>() + size_of::<GoroutineChannel>())
         + freed * size_of::<CohortFrees>()
         + pcs
         + text

@@ -370,11 +370,11 @@ impl<R: Read> Blocks<R> {
 
 /// At most how many bytes a message takes once decoded; none when it is not a protobuf message.
 ///
-/// On the wire an empty sub-message takes two bytes, in memory up to 112 (`Site`): each top-level
-/// field is charged as one, doubled for the slack of a growing vector. Inside them the worst are
+/// On the wire an empty sub-message takes two bytes, in memory up to 120 (`Site`, `GoroutineCount`,
+/// whose channel is a block of its own): each top-level field is charged as one, doubled for the slack of a growing vector. Inside them the worst are
 /// cohorts (2 bytes on the wire, 24 decoded) and packed code addresses (1 and 8).
 fn decoded_size(mut message: &[u8]) -> Option<u64> {
-    const FIELD: u64 = 2 * 112;
+    const FIELD: u64 = 2 * 120;
     const INSIDE: u64 = 2 * 12;
     let mut size = message.len() as u64 * INSIDE;
     while !message.is_empty() {
@@ -391,6 +391,15 @@ fn decoded_size(mut message: &[u8]) -> Option<u64> {
 }
 
 const _: () = {
+    assert!(
+        size_of::<schema::GoroutineGroup>() <= 120 && size_of::<schema::GoroutineCount>() <= 120,
+        "decoded_size charges less than a group of goroutines takes"
+    );
+    // A channel takes two bytes more on the wire than its group does without it.
+    assert!(
+        size_of::<schema::GoroutineChannel>() + 16 <= 2 * 24 + 2 * (120 - 56),
+        "decoded_size charges less than a channel takes"
+    );
     assert!(
         size_of::<schema::Site>() <= 112,
         "decoded_size charges less than a site takes"

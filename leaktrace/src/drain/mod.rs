@@ -8,19 +8,29 @@ mod objects;
 mod refill;
 mod sampler;
 mod sites;
+mod goroutines;
 
 use std::collections::{BTreeMap, HashMap};
 
-use leaktrace_common::{EVENT_EXEC, EVENT_GC, KIND_GO_HEAP, SiteCounters, StackId, VmEvent};
+use leaktrace_common::{
+    EVENT_EXEC, EVENT_GC, KIND_GO_HEAP, KIND_GOROUTINE, SiteCounters, StackId, VmEvent,
+};
 
 use crate::{
     address_space::{AddressSpace, Change},
     capture::schema,
+    inventory::goroutines::LiveSample,
+    live_heap,
     loader::LoadError,
     loss,
 };
 
-pub use self::{kernel::Kernel, refill::RefillSampler, sampler::Sampler};
+pub use self::{
+    goroutines::{Goroutines, Purpose},
+    kernel::Kernel,
+    refill::RefillSampler,
+    sampler::Sampler,
+};
 use self::{
     objects::{Objects, Turnover},
     sites::Sites,
@@ -175,6 +185,40 @@ impl Drain {
         self.events
     }
 
+    /// The sampled heap objects that are alive now, of those that the runtime has
+    /// sampled since the attach.
+    ///
+    /// # Errors
+    ///
+    /// A map cannot be read.
+    pub fn live_samples(&self) -> Result<Vec<LiveSample>, LoadError> {
+        let sampler = match &self.go {
+            GoHeap::Unsampled | GoHeap::Refill(_) => return Ok(Vec::new()),
+            GoHeap::Runtime(sampler) => live_heap::Sampler::Runtime {
+                rate: sampler.rate(),
+            },
+        };
+        let mut samples = Vec::new();
+        self.kernel.for_each_live(|address, object| {
+            samples.push(LiveSample {
+                address,
+                size: object.size,
+                weight_bytes: object.size as f64 * sampler.scale(object.size),
+            });
+        })?;
+        Ok(samples)
+    }
+
+    /// Goroutines made and ended since the attach, by the return address of their go statement.
+    ///
+    /// # Errors
+    ///
+    /// A map cannot be read.
+    pub fn creations(&self) -> Result<BTreeMap<u64, SiteCounters>, LoadError> {
+        let totals = totals(&self.kernel, KIND_GOROUTINE)?;
+        Ok(totals.into_iter().map(|(stack, n)| (stack.0, n)).collect())
+    }
+
     /// Losses since the attach, by cause.
     pub fn losses(&self) -> Vec<schema::Loss> {
         losses(&self.losses)
@@ -283,10 +327,10 @@ impl Drain {
         let mut live = Vec::new();
         self.kernel
             .for_each_live(|address, object| live.push((address, object)))?;
-        let totals = go_totals(&self.kernel)?;
+        let totals = totals(&self.kernel, KIND_GO_HEAP)?;
         let before = births(&totals);
         let reading = sampler.read();
-        let after = births(&go_totals(&self.kernel)?);
+        let after = births(&self::totals(&self.kernel, KIND_GO_HEAP)?);
         let buckets = match reading {
             Ok(changed) => changed
                 .into_iter()
@@ -367,10 +411,10 @@ fn add_freed(freed: &mut Vec<schema::CohortFrees>, cohort: u32, objects: u64, by
     }
 }
 
-fn go_totals(kernel: &Kernel) -> Result<HashMap<StackId, SiteCounters>, LoadError> {
+fn totals(kernel: &Kernel, kind: u32) -> Result<HashMap<StackId, SiteCounters>, LoadError> {
     let mut totals = HashMap::new();
     kernel.for_each_site(|key, counters| {
-        if key.kind == KIND_GO_HEAP {
+        if key.kind == kind {
             totals.insert(key.stack, counters);
         }
     })?;

@@ -121,6 +121,9 @@ pub struct G {
     pub waitsince: u64,
     /// `waitreason`, one byte.
     pub waitreason: u64,
+    /// `trackingSeq`, one byte: one more each time the goroutine stops running (runtime/proc.go,
+    /// `casgstatus`). Begins anywhere.
+    pub tracking_seq: u64,
     /// `gopc`: return address of the go statement.
     pub gopc: u64,
     /// `startpc`: entry of the goroutine's function.
@@ -248,6 +251,25 @@ pub const FREE_SPECIAL: Probed = Probed {
 pub const GC_MARK_TERMINATION: Probed = Probed {
     name: "runtime.gcMarkTermination",
     arguments: &[],
+};
+
+/// `func newproc1(fn *funcval, callergp *g, callerpc uintptr, …)`: a goroutine is made; `callerpc` is
+/// the return address of the go statement. Go 1.19 to 1.27.
+pub const NEWPROC1: Probed = Probed {
+    name: "runtime.newproc1",
+    arguments: &[("callerpc", Register::RCX)],
+};
+
+/// `func gdestroy(gp *g)`: a goroutine ends. Go 1.22 to 1.27.
+pub const GDESTROY: Probed = Probed {
+    name: "runtime.gdestroy",
+    arguments: &[("gp", Register::RAX)],
+};
+
+/// `func goexit0(gp *g)`: a goroutine ends. Go 1.19 to 1.21; later some end without it.
+pub const GOEXIT0: Probed = Probed {
+    name: "runtime.goexit0",
+    arguments: &[("gp", Register::RAX)],
 };
 
 /// The runtime's layout in a release is not known, wholly or in the part that is needed.

@@ -312,6 +312,22 @@ impl GoBinary {
         })
     }
 
+    /// Bytes between the stack pointer and the return address when the instruction at `pc` is the
+    /// next, by the binary's own table.
+    pub fn frame_size(&self, pc: u64) -> Option<u64> {
+        let offset = self.text_offset(pc)?;
+        let function = self.pclntab.function_at(offset)?;
+        Some(self.pclntab.frame_size(&function, offset)?.into())
+    }
+
+    /// Whether a function begins at `pc`.
+    pub fn is_entry(&self, pc: u64) -> bool {
+        let function = |offset| Some((offset, self.pclntab.function_at(offset)?));
+        self.text_offset(pc)
+            .and_then(function)
+            .is_some_and(|(offset, function)| function.entry == offset)
+    }
+
     /// Why a goroutine can be waiting, in the binary's own words, by `g.waitreason`. The error says
     /// why the table could not be found.
     pub fn wait_reasons(&self) -> Result<Vec<String>, String> {

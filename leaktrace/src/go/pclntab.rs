@@ -195,6 +195,13 @@ impl Pclntab {
         )
     }
 
+    /// Bytes of the frame at `offset` from the text start, between the stack pointer and the return
+    /// address (runtime/symtab.go, `funcspdelta`).
+    pub(super) fn frame_size(&self, function: &FuncInfo, offset: u32) -> Option<u32> {
+        let table = u32_at(&self.data, function.at + 16)?;
+        u32::try_from(self.pc_value(table, function, offset)?).ok()
+    }
+
     /// The value at `offset` of the pc-value table that begins at `table` in pctab: pairs of
     /// varints, a zigzag delta of the value and a delta of the pc, ended by a zero value delta.
     fn pc_value(&self, table: u32, function: &FuncInfo, offset: u32) -> Option<i32> {

@@ -403,7 +403,11 @@ fn plan_for(binary: &GoBinary) -> Plan {
         bias: 0,
         sample_rate: Ok(512 << 10),
     };
-    let families = Families { vm: true, go: true };
+    let families = Families {
+        vm: true,
+        go: true,
+        goroutine: false,
+    };
     Plan::new(
         &Facts {
             go: Some(Ok(facts)),

@@ -99,10 +99,12 @@ impl Spans {
             .map(|object| (object.span, layout.size as usize))
             .collect();
         let read = |ranges: &[(u64, usize)]| self.memory.read_each(ranges);
-        let before: Vec<_> = read(&spans)
-            .into_iter()
-            .map(|bytes| Some(Span::of(&bytes?, layout)))
-            .collect();
+        let states = || {
+            let read = read(&spans);
+            let span = |index| read.get(index).map(|bytes| Span::of(bytes, layout));
+            Vec::from_iter((0..spans.len()).map(span))
+        };
+        let before = states();
         let bits: Vec<_> = objects
             .iter()
             .zip(&before)
@@ -114,12 +116,8 @@ impl Spans {
             .collect();
         let bytes = read(&places);
         // A span that is swept meanwhile has other bits behind the same words.
-        let after = read(&spans);
-        let unchanged = |before: &Span, after: &Option<Vec<u8>>| {
-            after
-                .as_ref()
-                .is_some_and(|bytes| Span::of(bytes, layout) == *before)
-        };
+        let after = states();
+        let bytes = (0..places.len()).map(|index| bytes.get(index));
         let looks = objects
             .iter()
             .zip(before)
@@ -127,7 +125,7 @@ impl Spans {
             .zip(bits.into_iter().zip(bytes));
         looks
             .map(|(((object, before), after), (bit, byte))| {
-                let Some(before) = before.filter(|before| unchanged(before, &after)) else {
+                let Some(before) = before.filter(|before| after == Some(*before)) else {
                     return Fate::Unreadable;
                 };
                 let is_set = bit.zip(byte).map(|((_, mask), byte)| byte[0] & mask != 0);

@@ -183,6 +183,7 @@ impl Loaded {
         let span_class = span(|s| s.spanclass);
         let span_register = refill.map_or(0, |refill| refill.span_register);
         let sweepgen = refill.map_or(0, |refill| refill.sweepgen);
+        let gopc = plan.gopc.unwrap_or(0) as u32;
         let btf = Btf::from_sys_fs().ok();
         let ebpf = EbpfLoader::new()
             .btf(btf.as_ref())
@@ -200,6 +201,7 @@ impl Loaded {
             .override_global("GO_SPAN_CLASS", &span_class, true)
             .override_global("GO_SPAN_REGISTER", &span_register, true)
             .override_global("GO_SWEEPGEN", &sweepgen, true)
+            .override_global("GO_G_GOPC", &gopc, true)
             .map_max_entries("LIVE", sizes.live_objects)
             .map_max_entries("STACKS", sizes.stacks)
             .map_max_entries("COUNTERS", sizes.sites)

@@ -9,6 +9,7 @@ pub mod refill;
 pub mod frame_rules;
 pub mod cgo;
 mod go;
+mod goroutine;
 
 use crate::go::{FoundBy, GoBinary, GoVariable, layout::Layout};
 
@@ -19,6 +20,8 @@ pub struct Families {
     pub vm: bool,
     /// The Go runtime's heap sampler.
     pub go: bool,
+    /// Goroutines as they are made and end.
+    pub goroutine: bool,
 }
 
 /// What the plan is made from.
@@ -52,6 +55,8 @@ pub struct Plan {
     pub go: Option<GoSampler>,
     /// How to sample the Go heap ourselves, if the runtime does not.
     pub refill: Option<GoRefill>,
+    /// Offset of `gopc` in `runtime.g`, if goroutines are counted as they are made and end.
+    pub gopc: Option<u64>,
     /// What cannot be seen, and why.
     pub limits: Vec<Limit>,
 }
@@ -192,6 +197,12 @@ impl Plan {
         }
         if let Some(Ok(go)) = &facts.go {
             plan.sample_rate = go.sample_rate.as_ref().ok().copied();
+        }
+        match &facts.go {
+            _ if !families.goroutine => {}
+            Some(Ok(go)) => goroutine::plan(go, &mut plan),
+            Some(Err(reason)) => plan.limit(goroutine::COUNTS, reason),
+            None => plan.limit(goroutine::COUNTS, "it is not a Go program"),
         }
         match &facts.go {
             _ if !families.go => {}

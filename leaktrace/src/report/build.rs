@@ -3,13 +3,13 @@
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
-use super::memory;
 use super::schema::{
     EstimateReport, GoReport, Kind, LimitReport, Report, SCHEMA, SamplerSwitchReport, SiteReport,
     Summary, SurvivalReport, TargetReport, WindowReport,
 };
 use super::stack::{go_runtime_purpose, is_go_allocator, is_go_runtime_mapping, is_thread_start};
 use super::symbols::{FrameKey, FrameRef, SymbolTable};
+use super::{goroutines, memory};
 use crate::capture::schema::{self, End, SamplerEnd, Site};
 use crate::capture::{Capture, Ended};
 use crate::live_heap::{Age, LiveHeap, SiteHistory, Timeline};
@@ -86,6 +86,17 @@ pub fn build(
             && (options.verdicts.is_empty() || options.verdicts.contains(&site.verdict))
     });
 
+    let goroutines = options
+        .kinds
+        .is_empty()
+        .then(|| goroutines::build(capture, symbols));
+    let mut goroutines = goroutines.flatten();
+    if let Some(goroutines) = &mut goroutines {
+        goroutines.groups.retain(|group| {
+            let verdict = group.verdict.as_ref();
+            options.verdicts.is_empty() || verdict.is_some_and(|v| options.verdicts.contains(v))
+        });
+    }
     let target = target(capture);
     Report {
         schema: SCHEMA,
@@ -93,7 +104,7 @@ pub fn build(
         target,
         summary,
         sites,
-        goroutines: None,
+        goroutines,
         memory: memory::statement(capture),
         losses,
         limits: limits(capture),

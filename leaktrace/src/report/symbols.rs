@@ -64,19 +64,7 @@ impl<'a> SymbolTable<'a> {
     /// The frames of a site, innermost first; inlined calls are frames of their own.
     pub(super) fn stack(&self, site: &Site) -> Vec<FrameRef> {
         let frames_at = |(index, &address): (usize, &u64)| {
-            let exact = index == 0 && !site.logical;
-            let frames = self.addresses.get(&(address, site.logical, exact)).copied();
-            let frames = frames.filter(|frames| !frames.is_empty());
-            let named = frames.unwrap_or_default().iter();
-            named
-                .map(move |&frame| FrameRef {
-                    address,
-                    frame: Some(frame),
-                })
-                .chain(frames.is_none().then_some(FrameRef {
-                    address,
-                    frame: None,
-                }))
+            self.frames_at(address, site.logical, index == 0 && !site.logical)
         };
         site.pcs
             .iter()
@@ -84,6 +72,32 @@ impl<'a> SymbolTable<'a> {
             .flat_map(frames_at)
             .take(MAX_STACK)
             .collect()
+    }
+
+    /// The frames at return addresses, innermost first.
+    pub(super) fn at_returns(&self, pcs: &[u64]) -> Vec<FrameRef> {
+        let frames = pcs.iter().flat_map(|&pc| self.frames_at(pc, false, false));
+        frames.take(MAX_STACK).collect()
+    }
+
+    fn frames_at(
+        &self,
+        address: u64,
+        logical: bool,
+        exact: bool,
+    ) -> impl Iterator<Item = FrameRef> + use<'a> {
+        let frames = self.addresses.get(&(address, logical, exact)).copied();
+        let frames = frames.filter(|frames| !frames.is_empty());
+        let named = frames.unwrap_or_default().iter();
+        named
+            .map(move |&frame| FrameRef {
+                address,
+                frame: Some(frame),
+            })
+            .chain(frames.is_none().then_some(FrameRef {
+                address,
+                frame: None,
+            }))
     }
 
     pub(super) fn key(&self, frame: FrameRef) -> FrameKey {

@@ -6,7 +6,7 @@ use std::io::{self, Write};
 use jiff::Timestamp;
 
 use super::schema::{Frame, Report, SamplerSwitchReport, SiteReport};
-use super::{human, memory};
+use super::{goroutines, human, memory};
 use crate::loss;
 use crate::verdict::Verdict;
 
@@ -46,6 +46,7 @@ pub fn write<W: Write>(report: &Report, options: TextOptions, mut out: W) -> io:
     for site in report.sites.iter().take(options.top) {
         page.site(site);
     }
+    page.goroutines(report);
     page.foot(report);
     out.write_all(page.text.as_bytes())
 }
@@ -290,6 +291,16 @@ impl Page {
         for note in &report.notes {
             self.prose("note: ", &escape(note));
         }
+    }
+
+    fn goroutines(&mut self, report: &Report) {
+        let Some(goroutines) = &report.goroutines else {
+            return;
+        };
+        for (prefix, text) in goroutines::part(goroutines, self.options.top) {
+            self.prose(prefix, &text);
+        }
+        self.line("");
     }
 
     fn line(&mut self, line: &str) {

@@ -209,6 +209,17 @@ pub fn addresses_of(site: &schema::Site) -> impl Iterator<Item = (u64, PcKind)> 
     })
 }
 
+/// The code addresses that an interval names for the first time, and what each stands for.
+pub fn addresses_in(interval: &schema::Interval) -> impl Iterator<Item = (u64, PcKind)> + '_ {
+    let groups = interval.goroutine_groups.iter();
+    let of_groups = groups
+        .flat_map(|group| group.pcs.iter().copied().chain([group.created_by]))
+        .filter(|pc| *pc != 0)
+        .map(|pc| (pc, PcKind::Return));
+    let sites = interval.sites.iter().flat_map(addresses_of);
+    sites.chain(of_groups)
+}
+
 /// Symbols of a capture made anew from the files of this machine, where their build ids are those
 /// of the capture, and from directories of debug information.
 pub fn offline(
@@ -216,11 +227,7 @@ pub fn offline(
     debug_dirs: impl IntoIterator<Item = PathBuf>,
 ) -> schema::Symbols {
     let intervals = &capture.intervals;
-    let addresses: HashSet<_> = intervals
-        .iter()
-        .flat_map(|interval| &interval.sites)
-        .flat_map(addresses_of)
-        .collect();
+    let addresses: HashSet<_> = intervals.iter().flat_map(addresses_in).collect();
     let addresses: Vec<_> = addresses.into_iter().collect();
     Symbolizer::from_capture(
         intervals.iter().flat_map(|interval| &interval.modules),

@@ -155,6 +155,7 @@ impl RuntimeTypes {
             goid: self.at(G_, "goid", 8)?,
             waitsince: self.at(G_, "waitsince", 8)?,
             waitreason: self.at(G_, "waitreason", 1)?,
+            tracking_seq: self.at(G_, "trackingSeq", 1)?,
             gopc: self.at(G_, "gopc", 8)?,
             startpc: self.at(G_, "startpc", 8)?,
             parent_goid: self.at(G_, "parentGoid", 8).ok(),
