@@ -8,7 +8,10 @@
 use aya_ebpf::{
     Global,
     bindings::pt_regs,
-    helpers::{bpf_get_current_pid_tgid, bpf_get_prandom_u32, bpf_ktime_get_ns, bpf_probe_read_kernel, bpf_probe_read_user},
+    helpers::{
+        bpf_get_current_pid_tgid, bpf_get_prandom_u32, bpf_ktime_get_ns, bpf_probe_read_kernel,
+        bpf_probe_read_user,
+    },
     programs::ProbeContext,
 };
 use leaktrace_common::{
@@ -109,9 +112,7 @@ fn take(
         return Ok(());
     };
     let (rate, share) = (sampling.rate, sampling.share);
-    let mut slot = SAMPLES
-        .reserve::<GoSample>(0)
-        .ok_or(Loss::SampleRingFull)?;
+    let mut slot = SAMPLES.reserve::<GoSample>(0).ok_or(Loss::SampleRingFull)?;
     let sample = slot.as_mut_ptr();
     // SAFETY: the ring buffer gave this program memory for one record, and nobody else has it. All
     // fields are integers; every one is written, but for frames that `len` leaves out.

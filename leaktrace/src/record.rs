@@ -26,7 +26,7 @@ use crate::{
     capture::{CaptureWriter, schema},
     drain::{Drain, Goroutines, Kernel, Purpose},
     inventory::{MemoryReader, goroutines},
-    loader::{KernelLog, Loaded, MapSizes, check_host, ensure_tracefs},
+    loader::{KernelLog, LoadError, Loaded, MapSizes, check_host, ensure_tracefs},
     plan::{Families, Plan},
     planning,
     sampling::{self, OwnSampling},
@@ -217,7 +217,15 @@ async fn watch(
                 look_at = session.look();
             }
             () = sleep_until(own.at()), if own.is_on() => {
-                own.act(loaded, &mut session.drain)?;
+                match own.act(loaded, &mut session.drain) {
+                    Ok(()) => {}
+                    Err(LoadError::Gone { .. }) => break schema::End::TargetExit,
+                    Err(error) => {
+                        let reason = format!("{:#}", anyhow::Error::new(error));
+                        session.limits.push(limit("Go heap allocations after a while", &reason));
+                        own.give_up();
+                    }
+                }
             }
             _ = ticks.tick() => session.interval(writer, false)?,
             _ = event_ticks.tick() => {

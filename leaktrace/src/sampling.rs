@@ -149,9 +149,15 @@ impl<'a> OwnSampling<'a> {
         Ok(())
     }
 
+    /// Detaches the probe and does nothing any more; what was sampled is followed further.
+    pub fn give_up(&mut self) {
+        self.close(Instant::now());
+        self.probe = None;
+    }
+
     /// Detaches the probe for good.
     pub fn stop(mut self) {
-        self.close(Instant::now());
+        self.give_up();
         if let Some(closing) = self.closing.take() {
             // It can only have panicked, which it has said itself.
             let _ = closing.join();
