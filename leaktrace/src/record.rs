@@ -300,10 +300,9 @@ fn attach<'a>(
         .context("failed to write the capture's header")?;
     let goroutines = match &target.go {
         Some(Ok(go)) if options.families.go || options.families.goroutine => {
-            goroutines::Goroutines::new(target.memory, go)
-                .map_err(|reason| limits.push(limit("goroutines", &reason)))
-                .ok()
-                .map(|reader| Goroutines::new(reader, clocks.1, options.interval))
+            // Why not is in the plan.
+            let reader = goroutines::Goroutines::new(target.memory, go).ok();
+            reader.map(|reader| Goroutines::new(reader, clocks.1, options.interval))
         }
         _ => None,
     };

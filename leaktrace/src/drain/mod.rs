@@ -193,7 +193,8 @@ impl Drain {
     /// A map cannot be read.
     pub fn live_samples(&self) -> Result<Vec<LiveSample>, LoadError> {
         let sampler = match &self.go {
-            GoHeap::Unsampled | GoHeap::Refill(_) => return Ok(Vec::new()),
+            GoHeap::Unsampled => return Ok(Vec::new()),
+            GoHeap::Refill(sampler) => return Ok(sampler.live()),
             GoHeap::Runtime(sampler) => live_heap::Sampler::Runtime {
                 rate: sampler.rate(),
             },

@@ -12,7 +12,7 @@ use leaktrace_common::{GoSample, StackId};
 
 use crate::{
     capture::schema,
-    inventory::{Fate, Followed, Spans},
+    inventory::{Fate, Followed, Spans, goroutines::LiveSample},
     loss,
 };
 
@@ -105,7 +105,8 @@ impl RefillSampler {
         if self.objects.len() >= self.limit {
             return (None, dead);
         }
-        self.classes.learn(sample);
+        let bytes = stands_for(sample);
+        self.classes.learn(sample, bytes);
         let object = Object {
             followed: Followed {
                 address: sample.address,
@@ -115,11 +116,21 @@ impl RefillSampler {
             },
             site,
             cohort,
-            bytes: stands_for(sample),
+            bytes,
         };
         let born = object.turnover();
         self.objects.insert(sample.address, object);
         (Some(born), dead)
+    }
+
+    /// The objects followed now, each with the bytes that it stands for by the runtime's own counts.
+    pub(super) fn live(&self) -> Vec<LiveSample> {
+        let live = self.objects.values().map(|object| LiveSample {
+            address: object.followed.address,
+            size: object.followed.size,
+            weight_bytes: object.bytes as f64 * self.classes.factor(object.followed.size),
+        });
+        live.collect()
     }
 
     /// Looks what became of the objects since the last collection. Gives those that have died.
@@ -199,14 +210,30 @@ struct Classes {
     /// Size of the objects of each class that has samples.
     sizes: BTreeMap<u16, u64>,
     at_attach: Vec<u64>,
+    /// Objects counted since the attach, at the last reading.
     written: HashMap<u16, u64>,
+    /// Bytes that all samples of a class stand for.
+    sampled: HashMap<u16, u64>,
 }
 
 impl Classes {
-    fn learn(&mut self, sample: &GoSample) {
-        if sample.size_class > 0 {
-            self.sizes.entry(sample.size_class).or_insert(sample.size);
+    fn learn(&mut self, sample: &GoSample, bytes: u64) {
+        let class = sample.size_class;
+        if class > 0 {
+            self.sizes.entry(class).or_insert(sample.size);
+            let sampled = self.sampled.entry(class).or_default();
+            *sampled = sampled.saturating_add(bytes);
         }
+    }
+
+    /// What the runtime has counted of objects of this size, over what their samples stand for.
+    fn factor(&self, size: u64) -> f64 {
+        let known = self.sizes.iter().find(|(_, of_class)| **of_class == size);
+        let factor = known.and_then(|(class, _)| {
+            let counted = self.written.get(class)?.saturating_mul(size);
+            Some(counted as f64 / *self.sampled.get(class)? as f64)
+        });
+        factor.filter(|factor| factor.is_finite()).unwrap_or(1.0)
     }
 
     fn changed(&mut self, counts: Vec<u64>) -> Vec<schema::GoClass> {

@@ -62,7 +62,7 @@ pub(super) fn plan(go: &GoFacts<'_>, plan: &mut Plan) {
     match added {
         Ok((layout, uprobes, reads)) => {
             plan.uprobes.extend(uprobes);
-            plan.reads = reads;
+            plan.reads.extend(reads);
             let differences = layout.differences.join("`, `");
             if !differences.is_empty() {
                 plan.limit(
@@ -118,6 +118,29 @@ fn sampler(go: &GoFacts<'_>, sample_rate: u64) -> Result<Part<GoSampler>, String
         uprobes: typed(uprobes?, layout),
         reads: vec![buckets, rate],
     })
+}
+
+/// What is read at each interval besides the heap: the goroutines, and the runtime's own statistics.
+pub(super) fn inventory(go: &GoFacts<'_>, plan: &mut Plan) {
+    let goroutines = || -> Result<[Read; 2], String> {
+        layout(go)?;
+        Ok([
+            read(go, GoVariable::AllGs, "the goroutines")?,
+            read(go, GoVariable::WaitReasonStrings, "why they wait, in words")?,
+        ])
+    };
+    match goroutines() {
+        Ok(reads) => plan.reads.extend(reads),
+        Err(reason) => plan.limit("goroutines", reason),
+    }
+    let is_read = plan
+        .reads
+        .iter()
+        .any(|read| read.variable == GoVariable::MemStats);
+    if !is_read {
+        let statistics = read(go, GoVariable::MemStats, "what memory is used for");
+        plan.reads.extend(statistics);
+    }
 }
 
 fn layout<'a>(go: &GoFacts<'a>) -> Result<&'a Layout, String> {

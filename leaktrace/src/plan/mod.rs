@@ -213,6 +213,11 @@ impl Plan {
                 "only the memory they take from the kernel (mmap, brk) is traced",
             ),
         }
+        if let Some(Ok(go)) = &facts.go
+            && (families.go || families.goroutine)
+        {
+            go::inventory(go, &mut plan);
+        }
         plan
     }
 
