@@ -89,7 +89,7 @@ fn draw(kind: u32) -> Option<u64> {
     let rate = GO_SAMPLING.get(kind)?.rate;
     // SAFETY: no arguments, no preconditions.
     let random = u64::from(unsafe { bpf_get_prandom_u32() });
-    (rate > 0).then_some(random * rate >> 32)
+    (rate > 0).then_some((random * rate) >> 32)
 }
 
 #[inline(always)]

@@ -1,7 +1,7 @@
 //! Goroutines over time, decoded from a capture: each group's numbers at every census.
 //!
 //! Contract: pure; whatever the capture contains is taken as far as it goes, in memory bounded by
-//! [`MAX_CENSUSES`] moments for each group asked for.
+//! `MAX_CENSUSES` moments for each group asked for.
 
 #![forbid(unsafe_code)]
 
