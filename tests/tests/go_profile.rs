@@ -55,6 +55,10 @@ fn in_use_equals_what_the_program_serves() {
     assert_nothing_left();
 }
 
+/// What the runtime allocates for itself, together: where no frame is the program's, the profile shows
+/// the allocator's too, which our report leaves out.
+const RUNTIME: &str = "runtime";
+
 /// What has survived the last collection, by frame.
 fn in_use(report: &Value) -> Profile {
     let mut profile = Profile::new();
@@ -66,9 +70,15 @@ fn in_use(report: &Value) -> Profile {
         }
         let frames = site["stack"].as_array().unwrap();
         let function = |frame: &&Value| !is_runtime(frame["function"].as_str().unwrap_or("?"));
-        let frame = frames.iter().find(function).unwrap_or(&frames[0]);
-        let name = frame["function"].as_str().unwrap_or("?");
-        add(&mut profile, format!("{name}:{}", frame["line"]), bytes);
+        let name = match frames.iter().find(function) {
+            Some(frame) => format!(
+                "{}:{}",
+                frame["function"].as_str().unwrap_or("?"),
+                frame["line"]
+            ),
+            None => RUNTIME.to_owned(),
+        };
+        add(&mut profile, name, bytes);
     }
     profile
 }
@@ -97,7 +107,11 @@ fn parse(text: &str) -> (u64, Profile) {
             let function = columns.next().and_then(|column| column.rsplit_once('+'));
             let place = columns.last().and_then(|column| column.rsplit_once(':'));
             let (function, line) = (function.expect(line).0, place.expect(line).1);
-            add(&mut profile, format!("{function}:{line}"), bytes);
+            let name = match is_runtime(function) {
+                true => RUNTIME.to_owned(),
+                false => format!("{function}:{line}"),
+            };
+            add(&mut profile, name, bytes);
         } else if let Some((counts, _)) = line.split_once(" [") {
             let (objects, bytes) = counts.split_once(": ").expect(line);
             let (objects, bytes): (f64, f64) = (
