@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// Share of the target's processor time that the probe behind refills may cost.
-const BUDGET: f64 = 0.03;
+const BUDGET: f64 = 0.02;
 /// Samples a second from which on they are taken half as densely, and below which as before.
 const MANY: u64 = 2000;
 const FEW: u64 = 500;

@@ -1,11 +1,12 @@
 //! Fewer, longer intervals: what lets a capture of days be read in bounded memory.
 
 use std::collections::{BTreeMap, HashMap};
+use std::hash::Hash;
 use std::mem::size_of;
 
 use super::schema::{
-    CohortFrees, GoBucket, GoroutineChannel, GoroutineCount, GoroutineGroup, Interval, Mapping,
-    Module, Site, SiteDelta,
+    CohortFrees, GoBucket, GoClass, GoroutineChannel, GoroutineCount, GoroutineGroup, Interval,
+    Mapping, Module, Site, SiteDelta,
 };
 
 /// Joins the intervals two by two; the attach (index 0) stays by itself. A joined interval has the
@@ -72,11 +73,18 @@ fn join(mut first: Interval, mut second: Interval) -> Interval {
                 sum.frees = sum.frees.saturating_add(delta.frees);
                 sum.free_bytes = sum.free_bytes.saturating_add(delta.free_bytes);
                 sum.freed.append(&mut delta.freed);
+                sum.repeats = sum.repeats.saturating_add(delta.repeats);
             }
             None => first.deltas.push(delta),
         }
     }
-    // Buckets and groups of goroutines are absolute: the later one counts.
+    if let Some(mut later) = second.go_own_sampling {
+        let hits = first.go_own_sampling.map_or(0, |sampling| sampling.hits);
+        later.hits = later.hits.saturating_add(hits);
+        first.go_own_sampling = Some(later);
+    }
+    // Buckets, size classes and groups of goroutines are absolute: the later one counts.
+    replace(&mut first.go_classes, second.go_classes, |c| c.object_size);
     replace(&mut first.go_buckets, second.go_buckets, |b| b.site);
     first.goroutine_groups.append(&mut second.goroutine_groups);
     replace(&mut first.goroutines, second.goroutines, |g| g.group);
@@ -84,8 +92,8 @@ fn join(mut first: Interval, mut second: Interval) -> Interval {
 }
 
 /// Puts later states in the place of earlier ones with the same key.
-fn replace<T>(first: &mut Vec<T>, second: Vec<T>, key: impl Fn(&T) -> u32) {
-    let mut place: HashMap<u32, usize> = first
+fn replace<T, K: Hash + Eq>(first: &mut Vec<T>, second: Vec<T>, key: impl Fn(&T) -> K) {
+    let mut place: HashMap<K, usize> = first
         .iter()
         .enumerate()
         .map(|(at, state)| (key(state), at))
@@ -128,6 +136,7 @@ pub(super) fn held(interval: &Interval) -> u64 {
         + interval.sites.len() * size_of::<Site>()
         + interval.deltas.len() * size_of::<SiteDelta>()
         + interval.go_buckets.len() * size_of::<GoBucket>()
+        + interval.go_classes.len() * size_of::<GoClass>()
         + interval.goroutine_groups.len() * size_of::<GoroutineGroup>()
         + interval.goroutines.len() * (size_of::<GoroutineCount>() + size_of::<GoroutineChannel>())
         + freed * size_of::<CohortFrees>()

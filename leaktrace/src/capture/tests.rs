@@ -4,8 +4,8 @@ use proptest::prelude::*;
 
 use super::block::{Frame, MAGIC, checksum};
 use super::schema::{
-    Close, CohortFrees, End, GoBucket, Header, Interval, Kind, Memory, Site, SiteDelta, Symbols,
-    Target,
+    Close, CohortFrees, End, GoBucket, GoClass, GoOwnSampling, Header, Interval, Kind, Memory,
+    Site, SiteDelta, Symbols, Target,
 };
 use super::{Capture, CaptureWriter, Damage, Ended, Limits, ReadError, WriteError};
 
@@ -345,7 +345,7 @@ fn long_captures_are_joined() {
             frees: 1,
             free_bytes: 64,
             freed: vec![freed],
-            ..SiteDelta::default()
+            repeats: 1,
         };
         let bucket = GoBucket {
             site: 7,
@@ -355,6 +355,14 @@ fn long_captures_are_joined() {
         let interval = Interval {
             deltas: (0..20).map(delta).collect(),
             go_buckets: vec![bucket],
+            go_classes: vec![GoClass {
+                object_size: 64,
+                alloc_bytes: 64 * u64::from(index),
+            }],
+            go_own_sampling: Some(GoOwnSampling {
+                hits: 3,
+                ..GoOwnSampling::default()
+            }),
             ..interval(index)
         };
         writer
@@ -396,6 +404,12 @@ fn long_captures_are_joined() {
             .filter(|d| d.site == 3)
     };
     assert_eq!(deltas().map(|delta| delta.allocs).sum::<u64>(), 20_000);
+    assert_eq!(deltas().map(|delta| delta.repeats).sum::<u64>(), 10_000);
+    let last = capture.intervals.last().unwrap();
+    assert_eq!(last.go_classes[0].alloc_bytes, 64 * 9_999);
+    assert_eq!(last.go_classes.len(), 1);
+    let sampling = capture.intervals.iter().map(|i| i.go_own_sampling.unwrap());
+    assert_eq!(sampling.map(|sampling| sampling.hits).sum::<u64>(), 30_000);
     assert_eq!(
         deltas()
             .flat_map(|d| &d.freed)
