@@ -8,7 +8,7 @@
 //! places the probes where these registers still hold them.
 
 use aya_ebpf::{Global, helpers::bpf_probe_read_user, programs::ProbeContext};
-use leaktrace_common::{KIND_GO_HEAP, KIND_GOROUTINE, StackId};
+use leaktrace_common::{EVENT_GC, KIND_GO_HEAP, KIND_GOROUTINE, StackId, VmEvent};
 
 use crate::{
     events, live,
@@ -71,7 +71,10 @@ pub fn try_gc() -> Result<(), Loss> {
         return Ok(());
     };
     add(cycles, 1);
-    events::collection()
+    events::send(VmEvent {
+        event: EVENT_GC,
+        ..VmEvent::default()
+    })
 }
 
 #[inline(always)]

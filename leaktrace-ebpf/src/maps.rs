@@ -58,7 +58,3 @@ pub static GO_SAMPLING: Array<GoSampling> = Array::with_max_entries(GO_HIT_KINDS
 /// Hits of its probes, by kind.
 #[map]
 pub static GO_HITS: PerCpuArray<u64> = PerCpuArray::with_max_entries(GO_HIT_KINDS, 0);
-
-/// When the reader was last woken for a collection: one value, of `bpf_ktime_get_ns`.
-#[map]
-pub static LAST_WAKEUP: Array<u64> = Array::with_max_entries(1, 0);

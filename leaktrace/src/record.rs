@@ -42,8 +42,10 @@ use self::{
 /// How often the ring buffer is emptied at least.
 const EVENT_TICK: Duration = Duration::from_millis(100);
 
-/// How long to wait for spans to be swept before looking at the samples in them again.
-const LOOK_AGAIN: Duration = Duration::from_millis(20);
+/// The same where leaktrace samples a Go heap itself: how often it looks whether a collection has told
+/// which objects live. Not at the collection's end: waking up then would take a processor from the
+/// target while all of it waits.
+const LOOK_TICK: Duration = Duration::from_millis(20);
 
 /// What to record.
 pub struct Options {
@@ -188,16 +190,14 @@ async fn watch(
 ) -> Result<schema::End> {
     let target = session.target;
     let mut own = OwnSampling::start(target, plan, options.sample_bytes, &mut session.drain)?;
-    let collections = session.drain.kernel().collections()?;
-    // SAFETY: the registration owns the descriptor.
-    let collections = unsafe { AsyncFd::register_with_interest(collections, Interest::READABLE) }
-        .map_err(io::Error::from)
-        .context("failed to watch for collections")?;
     let start = session.start;
-    let mut look_at = None;
     let mut ticks = interval_at(start + options.interval, options.interval);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
-    let mut event_ticks = interval_at(start + EVENT_TICK, EVENT_TICK.min(options.interval));
+    let tick = match plan.refill {
+        Some(_) => LOOK_TICK,
+        None => EVENT_TICK,
+    };
+    let mut event_ticks = interval_at(start + tick, tick.min(options.interval));
     event_ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
     let deadline = options.duration.map(|duration| start + duration);
     let end = loop {
@@ -207,14 +207,6 @@ async fn watch(
             _ = ends.exit.readable() => break schema::End::TargetExit,
             () = sleep_until(deadline.unwrap_or(start)), if deadline.is_some() => {
                 break schema::End::Duration;
-            }
-            ready = collections.readable() => {
-                ready.context("failed to watch for collections")?.clear_ready();
-                session.drain.take_events();
-                look_at = session.look();
-            }
-            () = sleep_until(look_at.unwrap_or(start)), if look_at.is_some() => {
-                look_at = session.look();
             }
             () = sleep_until(own.at()), if own.is_on() => {
                 match own.act(loaded, &mut session.drain) {
@@ -230,6 +222,9 @@ async fn watch(
             _ = ticks.tick() => session.interval(writer, false)?,
             _ = event_ticks.tick() => {
                 session.drain.take_events();
+                if session.drain.wants_look() {
+                    session.drain.look_at_objects();
+                }
                 if let Some(log) = kernel_log {
                     log.flush();
                 }
@@ -346,16 +341,6 @@ impl Session<'_> {
             .context("failed to write an interval to the capture")?;
         self.intervals += 1;
         Ok(())
-    }
-
-    /// Looks at our own samples if there is a reason to. When to look again: soon, if some spans wait
-    /// to be swept.
-    fn look(&mut self) -> Option<Instant> {
-        if !self.drain.wants_look() {
-            return None;
-        }
-        self.drain.look_at_objects();
-        self.drain.wants_look().then(|| Instant::now() + LOOK_AGAIN)
     }
 
     fn in_unknown_code(&self, interval: &schema::Interval) -> bool {

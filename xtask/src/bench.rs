@@ -85,19 +85,20 @@ struct Ratios {
 }
 
 /// Measures `pairs` times, `seconds` each, and prints the table. `workers` goroutines allocate; one a
-/// processor if that is not said, which leaves leaktrace no processor of its own.
+/// processor if that is not said, which leaves leaktrace no processor of its own. Cases without `only` in
+/// their name are left out.
 ///
 /// # Errors
 ///
 /// When setting up or building fails, a tracer cannot attach, or the program ends.
-pub(crate) fn run(pairs: u32, seconds: u64, workers: Option<u32>) -> Result<()> {
+pub(crate) fn run(pairs: u32, seconds: u64, workers: Option<u32>, only: &str) -> Result<()> {
     setup::run(Scope::Demo)?;
     targets::build_leaktrace()?;
     targets::build(Scope::Demo)?;
 
     println!("case                          turn   objects/s, M: alone  leaktrace   alone   ratio");
     let mut lines = Vec::new();
-    for case in &CASES {
+    for case in CASES.iter().filter(|case| case.name.contains(only)) {
         let mut ratios = measure(case, pairs, Duration::from_secs(seconds), workers)?;
         lines.push(format!(
             "  {:<30} {:>5.1} {:>26}",

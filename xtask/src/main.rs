@@ -68,6 +68,9 @@ enum Chore {
         /// How many goroutines allocate; one a processor if not given.
         #[arg(long)]
         workers: Option<u32>,
+        /// Only cases with this in their name.
+        #[arg(long, default_value = "")]
+        case: String,
     },
     /// Record services that Debian ships, under load, and check what comes of it: prometheus, etcd, caddy,
     /// syncthing, nats-server.
@@ -111,7 +114,8 @@ fn run(arguments: &Arguments) -> Result<()> {
             pairs,
             seconds,
             workers,
-        } => bench::run(pairs, seconds, workers),
+            ref case,
+        } => bench::run(pairs, seconds, workers, case),
         Chore::Services { ref names, seconds } => services::run(names, seconds),
         Chore::Tidy => tidy::run(),
         Chore::GoLayouts => go_layouts::run(),

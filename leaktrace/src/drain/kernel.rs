@@ -1,6 +1,6 @@
 //! The kernel's maps, typed.
 
-use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::AsFd as _;
 
 use aya::{
     Ebpf,
@@ -62,18 +62,6 @@ impl Kernel {
                 return Some(event);
             }
         }
-    }
-
-    /// A file descriptor that becomes readable when a collection has finished.
-    ///
-    /// # Errors
-    ///
-    /// There are no more file descriptors.
-    pub fn collections(&self) -> Result<OwnedFd, LoadError> {
-        // SAFETY: the ring buffer owns the descriptor and outlives the borrow.
-        let fd = unsafe { BorrowedFd::borrow_raw(self.events.as_raw_fd()) };
-        fd.try_clone_to_owned()
-            .map_err(|error| LoadError::other("watch the ring buffer", error))
     }
 
     /// Our own samples that their ring buffer can hold.
