@@ -137,7 +137,7 @@ pub(super) fn inventory(go: &GoFacts<'_>, plan: &mut Plan) {
         .reads
         .iter()
         .any(|read| read.variable == GoVariable::MemStats);
-    if !is_read {
+    if !is_read && layout(go).is_ok() {
         let statistics = read(go, GoVariable::MemStats, "what memory is used for");
         plan.reads.extend(statistics);
     }
