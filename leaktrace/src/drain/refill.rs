@@ -1,7 +1,7 @@
 //! Our own samples of a Go heap: taken in as the kernel side sends them, followed until they die.
 //!
-//! The collector's bits tell, once a collection, which of them live ([`Spans`]). They are looked at as
-//! soon as one has finished, and again until all spans have been swept.
+//! The collector's bits tell, once a collection, which of them live ([`Spans`]). They are looked at
+//! soon after one has finished, and again until all spans have been swept.
 
 use std::{
     collections::{BTreeMap, HashMap},
