@@ -4,7 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use clap::{CommandFactory as _, Parser, Subcommand, ValueEnum};
 use jiff::SignedDuration;
-use leaktrace::{loader::MapSizes, plan::Families, record, report, verdict};
+use leaktrace::{export, loader::MapSizes, plan::Families, record, report, verdict};
 
 /// Attach to a running process and name the allocations it never frees.
 #[derive(Parser)]
@@ -25,6 +25,8 @@ pub(crate) enum Command {
     Record(Record),
     /// Show what a capture file says.
     Report(Report),
+    /// Write what a capture file says in the form of another tool.
+    Export(Export),
     /// Goroutines of a Go process, or of a capture: what they wait for, where, and who made them.
     Goroutines(Goroutines),
     /// Say what the host has, and what record would do to a process; attaches nothing.
@@ -131,6 +133,16 @@ pub(crate) struct Report {
     /// How many sites to show.
     #[arg(short = 'n', long = "sites", default_value = "20", value_name = "N")]
     pub(crate) sites: usize,
+    #[command(flatten)]
+    pub(crate) selection: Selection,
+    /// Exit with 3 if any site, or any group of goroutines, is a leak.
+    #[arg(long)]
+    pub(crate) fail_on_leak: bool,
+}
+
+/// Which sites, and how they are looked at.
+#[derive(clap::Args)]
+pub(crate) struct Selection {
     /// Age from which a surviving object counts as kept for long.
     #[arg(long, default_value = "30s", value_parser = duration)]
     older: Duration,
@@ -143,17 +155,78 @@ pub(crate) struct Report {
     /// Look up frames again, with debug information from this directory.
     #[arg(long, value_name = "DIR")]
     pub(crate) debug_dir: Vec<PathBuf>,
-    /// Exit with 3 if any site, or any group of goroutines, is a leak.
-    #[arg(long)]
-    pub(crate) fail_on_leak: bool,
 }
 
-impl Report {
+impl Selection {
     pub(crate) fn options(&self) -> report::ReportOptions {
         report::ReportOptions {
             older: self.older,
             kinds: self.kind.iter().map(|kind| (*kind).into()).collect(),
             verdicts: self.verdict.iter().map(|v| (*v).into()).collect(),
+        }
+    }
+}
+
+#[derive(clap::Args)]
+pub(crate) struct Export {
+    /// Capture file.
+    pub(crate) file: PathBuf,
+    /// Form of the result.
+    #[arg(long, value_enum, value_name = "FORM")]
+    pub(crate) to: Form,
+    /// File to make; it must not exist [default: standard output].
+    #[arg(short, long, value_name = "OUT")]
+    pub(crate) output: Option<PathBuf>,
+    /// Figure of each site, for the forms that show one.
+    #[arg(long, value_enum, default_value = "inuse_space")]
+    pub(crate) value: Value,
+    #[command(flatten)]
+    pub(crate) selection: Selection,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Form {
+    /// Folded stacks, one a line.
+    Folded,
+    /// speedscope's file format, every value as a profile.
+    Speedscope,
+    /// The report in full, as `report --format json` has it.
+    Json,
+}
+
+impl Form {
+    /// Whether it adds sites up, so that none may be counted twice.
+    pub(crate) fn adds_up(self) -> bool {
+        match self {
+            Self::Folded | Self::Speedscope => true,
+            Self::Json => false,
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "snake_case")]
+pub(crate) enum Value {
+    /// Bytes not known to be dead at the end.
+    InuseSpace,
+    /// The same in objects.
+    InuseObjects,
+    /// Bytes allocated since the attach.
+    AllocSpace,
+    /// The same in objects.
+    AllocObjects,
+    /// Bytes at the end less those at the attach.
+    Growth,
+}
+
+impl From<Value> for export::Value {
+    fn from(value: Value) -> Self {
+        match value {
+            Value::InuseSpace => Self::InuseSpace,
+            Value::InuseObjects => Self::InuseObjects,
+            Value::AllocSpace => Self::AllocSpace,
+            Value::AllocObjects => Self::AllocObjects,
+            Value::Growth => Self::Growth,
         }
     }
 }

@@ -19,6 +19,8 @@ pub mod goroutine_history;
 pub mod goroutine_verdict;
 pub mod symbolize;
 pub mod report;
+pub mod export;
+pub mod output;
 pub mod sampling;
 pub mod planning;
 pub mod check;

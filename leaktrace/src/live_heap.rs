@@ -138,12 +138,18 @@ pub struct SiteHistory {
     pub live_objects: f64,
     /// The same as samples: what the estimate rests on.
     pub live_count: Count,
+    /// Size of its objects in bytes, where they all have the same.
+    pub object_size: Option<u64>,
     /// Bytes known to have survived a completed collection: pprof's figure. Go heap only.
     pub proven_bytes: Option<f64>,
+    /// The same in objects.
+    pub proven_objects: Option<f64>,
     /// Live bytes at the end minus those at the attach.
     pub growth: Estimate,
     /// Bytes allocated since the attach, estimated.
     pub alloc_bytes: f64,
+    /// Objects allocated since the attach, estimated.
+    pub alloc_objects: f64,
     /// Bytes freed since the attach, estimated.
     pub freed_bytes: f64,
     /// Bytes live at the attach, estimated.
@@ -303,9 +309,12 @@ impl LiveHeap {
             live: Estimate::default(),
             live_objects: 0.0,
             live_count: Count::default(),
+            object_size: one_size(parts),
             proven_bytes: (kind == Kind::GoHeap).then_some(0.0),
+            proven_objects: (kind == Kind::GoHeap).then_some(0.0),
             growth: Estimate::default(),
             alloc_bytes: 0.0,
+            alloc_objects: 0.0,
             freed_bytes: 0.0,
             preexisting_bytes: 0.0,
             preexisting_left_bytes: 0.0,
@@ -381,6 +390,9 @@ impl LiveHeap {
                 false => (end.proven as f64) * part.object_size as f64,
             };
             *proven += samples * scale;
+            if let Some(objects) = &mut site.proven_objects {
+                *objects += samples * scale / part.object_size.max(1) as f64;
+            }
         }
         let mut changed = live_now.less(left);
         let gone = live_then.less(left);
@@ -390,7 +402,9 @@ impl LiveHeap {
             changed,
             part.object_size,
         ));
-        site.alloc_bytes += end.allocs.less(attach.allocs).bytes as f64 * scale;
+        let allocs = end.allocs.less(attach.allocs);
+        site.alloc_bytes += allocs.bytes as f64 * scale;
+        site.alloc_objects += sampler.objects(allocs, part.object_size);
         site.freed_bytes += end.frees.less(attach.frees).bytes as f64 * scale;
         site.preexisting_bytes += live_then.bytes as f64 * scale;
         site.preexisting_left_bytes += left.bytes as f64 * scale;
@@ -402,6 +416,13 @@ impl LiveHeap {
         }
         site.unseen_deaths = site.unseen_deaths.saturating_add(unseen_deaths);
     }
+}
+
+/// The size that the objects of all these have.
+fn one_size(parts: &[&Part]) -> Option<u64> {
+    let size = parts.first()?.object_size;
+    let is_one = size > 0 && parts.iter().all(|part| part.object_size == size);
+    is_one.then_some(size)
 }
 
 impl LiveHeap {

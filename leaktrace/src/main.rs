@@ -3,8 +3,9 @@
 mod args;
 
 use std::{
+    borrow::Cow,
     fs::File,
-    io::{self, BufReader, IsTerminal as _, Write as _},
+    io::{self, BufReader, BufWriter, IsTerminal as _, Write},
     path::{Path, PathBuf},
     process::ExitCode,
 };
@@ -12,9 +13,10 @@ use std::{
 use anyhow::{Context as _, Result};
 use clap::Parser as _;
 use leaktrace::{
-    capture::Capture,
-    check, goroutines,
+    capture::{Capture, schema::Symbols},
+    check, export, goroutines,
     loader::LoadError,
+    output::{self, Unfinished},
     plan::Plan,
     record::{self, Progress},
     report::{self, Report, ReportOptions, text::TextOptions},
@@ -23,7 +25,7 @@ use leaktrace::{
     verdict::Verdict,
 };
 
-use crate::args::{Args, Command, Format};
+use crate::args::{Args, Command, Form, Format};
 
 const DONE: u8 = 0;
 const FAILED: u8 = 1;
@@ -37,6 +39,7 @@ fn main() -> ExitCode {
     let result = match Args::parse().command {
         Command::Record(args) => record(&args),
         Command::Report(args) => show(&args),
+        Command::Export(args) => export(&args),
         Command::Goroutines(args) => look(&args),
         Command::Check(args) => check(&args),
     };
@@ -101,7 +104,11 @@ fn record(args: &args::Record) -> Result<u8> {
 }
 
 fn show(args: &args::Report) -> Result<u8> {
-    let mut report = read_report(&args.file, &args.options(), &args.debug_dir)?;
+    let mut report = read_report(
+        &args.file,
+        &args.selection.options(),
+        &args.selection.debug_dir,
+    )?;
     let groups = report.goroutines.iter().flat_map(|part| &part.groups);
     let leaks = report
         .sites
@@ -121,6 +128,42 @@ fn show(args: &args::Report) -> Result<u8> {
     } else {
         DONE
     })
+}
+
+fn export(args: &args::Export) -> Result<u8> {
+    let selection = &args.selection;
+    let capture = read_capture(&args.file)?;
+    let symbols = symbols(&capture, &selection.debug_dir);
+    let report = report::build(&capture, Some(&symbols), &selection.options());
+    let value = args.value.into();
+    let write = |out: &mut dyn Write| match args.to {
+        Form::Folded => export::folded::write(&report, value, out),
+        Form::Speedscope => export::speedscope::write(&report, value, out),
+        Form::Json => export::json::write(&report, out),
+    };
+    match &args.output {
+        Some(path) => {
+            let file = output::create(path)?;
+            let unfinished = Unfinished::new(path);
+            let mut out = BufWriter::new(file);
+            write(&mut out)
+                .and_then(|()| out.flush())
+                .with_context(|| format!("failed to write `{}`", path.display()))?;
+            unfinished.finish();
+        }
+        None => {
+            let mut out = BufWriter::new(io::stdout().lock());
+            write(&mut out)
+                .and_then(|()| out.flush())
+                .context("failed to write to standard output")?;
+        }
+    }
+    if args.to.adds_up()
+        && let Some(text) = export::left_out(&report)
+    {
+        eprintln!("leaktrace: left out: {text}");
+    }
+    Ok(DONE)
 }
 
 fn look(args: &args::Goroutines) -> Result<u8> {
@@ -161,14 +204,24 @@ fn check(args: &args::Check) -> Result<u8> {
 }
 
 fn read_report(path: &Path, options: &ReportOptions, debug_dirs: &[PathBuf]) -> Result<Report> {
+    let capture = read_capture(path)?;
+    let symbols = symbols(&capture, debug_dirs);
+    Ok(report::build(&capture, Some(&symbols), options))
+}
+
+fn read_capture(path: &Path) -> Result<Capture> {
     let name = path.display();
     let file = File::open(path).with_context(|| format!("failed to open `{name}`"))?;
-    let capture = Capture::read(BufReader::new(file)).with_context(|| format!("`{name}`"))?;
-    // A capture that was not closed has no symbols of its own.
-    let offline = (capture.symbols.is_none() || !debug_dirs.is_empty())
-        .then(|| symbolize::offline(&capture, debug_dirs.iter().cloned()));
-    let symbols = offline.as_ref().or(capture.symbols.as_ref());
-    Ok(report::build(&capture, symbols, options))
+    Capture::read(BufReader::new(file)).with_context(|| format!("`{name}`"))
+}
+
+/// The capture's own symbols; those that are looked up here and now if it was not closed, and so has
+/// none, or if there is debug information to look in.
+fn symbols<'a>(capture: &'a Capture, debug_dirs: &[PathBuf]) -> Cow<'a, Symbols> {
+    match &capture.symbols {
+        Some(own) if debug_dirs.is_empty() => Cow::Borrowed(own),
+        _ => Cow::Owned(symbolize::offline(capture, debug_dirs.iter().cloned())),
+    }
 }
 
 fn print_text(report: &Report, sites: usize) -> Result<()> {

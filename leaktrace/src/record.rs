@@ -27,6 +27,7 @@ use crate::{
     drain::{Drain, Goroutines, Kernel, Purpose},
     inventory::{MemoryReader, goroutines},
     loader::{KernelLog, LoadError, Loaded, MapSizes, check_host, ensure_tracefs},
+    output,
     plan::{Families, Plan},
     planning,
     sampling::{self, OwnSampling},
@@ -125,7 +126,7 @@ async fn run(options: &Options, progress: &mut dyn Progress) -> Result<Recorded>
         .kernel_log
         .then(|| loaded.kernel_log())
         .transpose()?;
-    let mut writer = CaptureWriter::new(file::create(&path)?)
+    let mut writer = CaptureWriter::new(output::create(&path)?)
         .with_context(|| format!("failed to write `{}`", path.display()))?;
 
     let attached = attach(

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use super::schema::{
-    EstimateReport, GoReport, Kind, LimitReport, Report, SCHEMA, SamplerSwitchReport, SiteReport,
-    Summary, SurvivalReport, TargetReport, WindowReport,
+    EstimateReport, Frame, GoReport, Kind, LimitReport, Report, SCHEMA, SamplerSwitchReport,
+    SiteReport, Summary, SurvivalReport, TargetReport, WindowReport,
 };
 use super::stack::{go_runtime_purpose, is_go_allocator, is_go_runtime_mapping, is_thread_start};
 use super::symbols::{FrameKey, FrameRef, SymbolTable};
@@ -42,6 +42,31 @@ impl Default for ReportOptions {
     }
 }
 
+/// A report, and what each of its sites was made from: for exports that tell more than it does.
+#[derive(Debug)]
+pub struct Detailed<'a> {
+    /// The report.
+    pub report: Report,
+    /// The histories of its sites, in the same order.
+    pub histories: Vec<SiteHistory>,
+    /// Their time.
+    pub timeline: Timeline,
+    stacks: Stacks<'a>,
+}
+
+impl Detailed<'_> {
+    /// All frames of a site of the report, by its index in it, innermost first: those that the report
+    /// leaves out, too.
+    pub fn whole_stack(&self, index: usize) -> Vec<Frame> {
+        let first = self.histories.get(index).and_then(|h| h.sites.first());
+        let Some(site) = first.and_then(|site| self.stacks.sites.get(site)) else {
+            return Vec::new();
+        };
+        let frames = self.stacks.table.stack(site).into_iter();
+        frames.map(|frame| self.stacks.table.frame(frame)).collect()
+    }
+}
+
 /// Builds the report of a capture. `symbols` are normally the capture's own
 /// (`capture.symbols.as_ref()`), or better ones made offline.
 pub fn build(
@@ -49,10 +74,19 @@ pub fn build(
     symbols: Option<&schema::Symbols>,
     options: &ReportOptions,
 ) -> Report {
+    build_detailed(capture, symbols, options).report
+}
+
+/// The same with what the sites were made from.
+pub fn build_detailed<'a>(
+    capture: &'a Capture,
+    symbols: Option<&'a schema::Symbols>,
+    options: &ReportOptions,
+) -> Detailed<'a> {
     let heap = LiveHeap::from_capture(capture);
     let table = SymbolTable::new(capture, symbols);
     let losses = losses(capture);
-    let stacks = Stacks::new(capture, &table);
+    let stacks = Stacks::new(capture, table);
     let lost_events = loss::OF_MAPPINGS
         .iter()
         .filter_map(|cause| losses.get(*cause))
@@ -60,11 +94,14 @@ pub fn build(
 
     let histories = heap.merge(|part| stacks.key(part.site));
     let mut sites: Vec<_> = histories
-        .iter()
+        .into_iter()
         .filter(|history| history.live_count.bytes > 0 || !history.births.is_empty())
-        .map(|history| site(history, &heap, &stacks, options.older, lost_events))
+        .map(|history| {
+            let site = site(&history, &heap, &stacks, options.older, lost_events);
+            (site, history)
+        })
         .collect();
-    sites.sort_by(|a, b| {
+    sites.sort_by(|(a, _), (b, _)| {
         let growth = b.growth_bytes_per_s.total_cmp(&a.growth_bytes_per_s);
         a.verdict
             .cmp(&b.verdict)
@@ -72,7 +109,7 @@ pub fn build(
             .then(b.live_bytes.cmp(&a.live_bytes))
     });
     let mut summary = Summary::default();
-    for (index, site) in sites.iter_mut().enumerate() {
+    for (index, (site, _)) in sites.iter_mut().enumerate() {
         site.rank = index + 1;
         *match site.verdict {
             Verdict::Leak => &mut summary.leak,
@@ -81,7 +118,7 @@ pub fn build(
             Verdict::Steady => &mut summary.steady,
         } += 1;
     }
-    sites.retain(|site| {
+    sites.retain(|(site, _)| {
         (options.kinds.is_empty() || options.kinds.contains(&site.kind))
             && (options.verdicts.is_empty() || options.verdicts.contains(&site.verdict))
     });
@@ -98,7 +135,8 @@ pub fn build(
         });
     }
     let target = target(capture);
-    Report {
+    let (sites, histories) = sites.into_iter().unzip();
+    let report = Report {
         schema: SCHEMA,
         window: window(capture, &heap, target.go.is_some()),
         target,
@@ -109,18 +147,25 @@ pub fn build(
         losses,
         limits: limits(capture),
         notes: capture.notes.clone(),
+    };
+    Detailed {
+        report,
+        histories,
+        timeline: heap.timeline,
+        stacks,
     }
 }
 
 /// The stacks of the capture's sites, and which frames count.
+#[derive(Debug)]
 struct Stacks<'a> {
-    table: &'a SymbolTable<'a>,
+    table: SymbolTable<'a>,
     sites: HashMap<u32, &'a Site>,
     go: bool,
 }
 
 impl<'a> Stacks<'a> {
-    fn new(capture: &'a Capture, table: &'a SymbolTable<'a>) -> Self {
+    fn new(capture: &'a Capture, table: SymbolTable<'a>) -> Self {
         let sites = capture
             .intervals
             .iter()
@@ -212,11 +257,14 @@ fn site(
     SiteReport {
         rank: 0,
         kind,
+        mapped_by_runtime: owner == Owner::GoRuntimeHeap,
         verdict: judgement.verdict,
         evidence: judgement.evidence,
         live_bytes: whole(history.live.value),
         live_objects: whole(history.live_objects),
+        object_bytes: history.object_size,
         proven_bytes: history.proven_bytes.map(whole),
+        proven_objects: history.proven_objects.map(whole),
         growth_bytes_per_s: milli(judgement.growth_bytes_per_s),
         growth_bytes: history.growth.value.round() as i64,
         growth_interval: [
@@ -224,6 +272,7 @@ fn site(
             history.growth.high.round() as i64,
         ],
         alloc_bytes: whole(history.alloc_bytes),
+        alloc_objects: whole(history.alloc_objects),
         freed_bytes: whole(history.freed_bytes),
         preexisting_bytes: whole(history.preexisting_left_bytes),
         attach_bytes: whole(history.preexisting_bytes),

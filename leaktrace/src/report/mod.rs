@@ -21,7 +21,7 @@ pub mod check;
 pub mod json;
 pub mod text;
 
-pub use build::{ReportOptions, build};
+pub use build::{Detailed, ReportOptions, build, build_detailed};
 pub use schema::{
     EstimateReport, Frame, GoReport, Kind, LimitReport, MemoryReport, Report, SCHEMA, SiteReport,
     Summary, SurvivalReport, TargetReport, WindowReport,

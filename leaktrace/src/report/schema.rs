@@ -129,6 +129,10 @@ pub struct SiteReport {
     pub rank: usize,
     /// Kind of memory.
     pub kind: Kind,
+    /// A mapping that the Go runtime has made for itself: for its heap's arenas, in which the objects
+    /// of `go_heap` lie, and for its tables.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub mapped_by_runtime: bool,
     /// The judgement.
     pub verdict: Verdict,
     /// Its reasons in words, strongest first.
@@ -137,9 +141,15 @@ pub struct SiteReport {
     pub live_bytes: u64,
     /// The same in objects; for mmap and brk, calls of which something is left.
     pub live_objects: u64,
+    /// Size of its objects, where they all have the same; Go heap only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub object_bytes: Option<u64>,
     /// Known to have survived a collection; Go heap only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub proven_bytes: Option<u64>,
+    /// The same in objects.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proven_objects: Option<u64>,
     /// Robust slope of the live bytes.
     pub growth_bytes_per_s: f64,
     /// Live bytes at the end minus those at the attach.
@@ -148,6 +158,9 @@ pub struct SiteReport {
     pub growth_interval: [i64; 2],
     /// Allocated since the attach.
     pub alloc_bytes: u64,
+    /// The same in objects.
+    #[serde(default)]
+    pub alloc_objects: u64,
     /// Freed since the attach.
     pub freed_bytes: u64,
     /// What is left of the memory that was live at the attach.

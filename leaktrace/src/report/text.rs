@@ -390,7 +390,7 @@ fn place_of(frame: &Frame) -> String {
 
 /// Makes a name harmless for a terminal: control characters, and those that change the direction
 /// of text, are written as escapes.
-pub(super) fn escape(text: &str) -> String {
+pub(crate) fn escape(text: &str) -> String {
     let mut safe = String::with_capacity(text.len());
     for c in text.chars() {
         let bidi = matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');

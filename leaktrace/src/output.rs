@@ -1,0 +1,67 @@
+//! Files that a command makes: for their owner alone, never over something that is there.
+
+use std::{
+    fs::{self, File},
+    io,
+    path::{Path, PathBuf},
+};
+
+use anyhow::Result;
+
+/// Makes a file, for its owner alone, where nothing is yet, and not through a symbolic link.
+///
+/// # Errors
+///
+/// When it cannot be made; the message names it and what to do.
+pub fn create(path: &Path) -> Result<File> {
+    use std::os::unix::fs::OpenOptionsExt as _;
+    let name = path.display();
+    File::options()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .custom_flags(nix::libc::O_NOFOLLOW)
+        .open(path)
+        .map_err(|error| match error.kind() {
+            io::ErrorKind::AlreadyExists if path.is_symlink() => {
+                anyhow::anyhow!("`{name}` is a symbolic link: give another file with -o")
+            }
+            io::ErrorKind::AlreadyExists => {
+                anyhow::anyhow!("`{name}` exists already: give another file with -o, or remove it")
+            }
+            io::ErrorKind::NotFound => {
+                anyhow::anyhow!("the directory of `{name}` does not exist: make it first")
+            }
+            _ => anyhow::Error::new(error).context(format!("failed to make `{name}`")),
+        })
+}
+
+/// A file or a directory that is removed again unless it became whole.
+#[derive(Debug)]
+pub struct Unfinished {
+    path: PathBuf,
+    is_whole: bool,
+}
+
+impl Unfinished {
+    /// Takes charge of what was just made at `path`.
+    pub fn new(path: &Path) -> Self {
+        Self {
+            path: path.to_owned(),
+            is_whole: false,
+        }
+    }
+
+    /// It is whole: it stays.
+    pub fn finish(mut self) {
+        self.is_whole = true;
+    }
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        if !self.is_whole {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
