@@ -56,7 +56,8 @@ fn compile_kernel_side() -> Result<()> {
         "cargo::rustc-env=LEAKTRACE_BPF_TOOLCHAIN={}",
         toolchain.description
     );
-    let target = out.join("bpf");
+    // Beside the profiles' folders (OUT_DIR is PROFILE/build/PACKAGE/out in there): compiled once for all.
+    let target = out.ancestors().nth(4).unwrap_or(&out).join("bpf");
     let mut build = toolchain.command(&cargo, "build", &here.join("../leaktrace-ebpf"), &target);
     let status = build
         .status()
