@@ -1,4 +1,4 @@
-//! Compiles the capture file's schema, and the kernel side into `OUT_DIR/leaktrace.bpf.o`.
+//! Compiles the schemas of the capture file and of pprof's profile, and the kernel side into `OUT_DIR/leaktrace.bpf.o`.
 //!
 //! `LEAKTRACE_BPF_TOOLCHAIN`, set for the crate, says what compiled the kernel side.
 
@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, ensure};
 mod bpf;
 
 fn main() -> ExitCode {
-    match compile_schema().and_then(|()| compile_kernel_side()) {
+    match compile_schemas().and_then(|()| compile_kernel_side()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             println!("cargo::error={error:#}");
@@ -19,10 +19,12 @@ fn main() -> ExitCode {
     }
 }
 
-fn compile_schema() -> Result<()> {
-    let schema = "src/capture/capture.proto";
-    println!("cargo::rerun-if-changed={schema}");
-    let descriptors = protox::compile([schema], ["src/capture"])?;
+fn compile_schemas() -> Result<()> {
+    let schemas = ["src/capture/capture.proto", "src/export/profile.proto"];
+    for schema in schemas {
+        println!("cargo::rerun-if-changed={schema}");
+    }
+    let descriptors = protox::compile(schemas, ["src/capture", "src/export"])?;
     prost_build::Config::new()
         // Most groups have none.
         .boxed(".leaktrace.capture.GoroutineCount.channel")

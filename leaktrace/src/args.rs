@@ -174,7 +174,7 @@ pub(crate) struct Export {
     /// Form of the result.
     #[arg(long, value_enum, value_name = "FORM")]
     pub(crate) to: Form,
-    /// File to make; it must not exist [default: standard output].
+    /// File, or directory for parquet, to make; it must not exist [default: standard output].
     #[arg(short, long, value_name = "OUT")]
     pub(crate) output: Option<PathBuf>,
     /// Figure of each site, for the forms that show one.
@@ -186,20 +186,44 @@ pub(crate) struct Export {
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Form {
+    /// The profile of `go tool pprof`, gzipped; every value is in it.
+    Pprof,
     /// Folded stacks, one a line.
     Folded,
+    /// A flame graph as SVG.
+    Flamegraph,
     /// speedscope's file format, every value as a profile.
     Speedscope,
     /// The report in full, as `report --format json` has it.
     Json,
+    /// Tables: OUT is a directory, with a Parquet file for each.
+    Parquet,
+}
+
+impl Export {
+    /// What contradicts itself.
+    pub(crate) fn conflict(&self) -> Option<clap::Error> {
+        let has_nowhere = self.to == Form::Parquet && self.output.is_none();
+        has_nowhere.then(|| {
+            Args::command().error(
+                clap::error::ErrorKind::MissingRequiredArgument,
+                "--to parquet makes several files: give it a directory with -o",
+            )
+        })
+    }
 }
 
 impl Form {
+    /// Whether a terminal cannot show it.
+    pub(crate) fn is_binary(self) -> bool {
+        matches!(self, Self::Pprof | Self::Parquet)
+    }
+
     /// Whether it adds sites up, so that none may be counted twice.
     pub(crate) fn adds_up(self) -> bool {
         match self {
-            Self::Folded | Self::Speedscope => true,
-            Self::Json => false,
+            Self::Pprof | Self::Folded | Self::Flamegraph | Self::Speedscope => true,
+            Self::Json | Self::Parquet => false,
         }
     }
 }

@@ -280,6 +280,11 @@ impl LiveHeap {
             .collect()
     }
 
+    /// The history of one part alone.
+    pub fn history_of(&self, part: &Part) -> SiteHistory {
+        self.history(&[part])
+    }
+
     fn sampler_of(&self, part: &Part) -> Sampler {
         match part.kind {
             Kind::GoHeap if part.refill => {

@@ -1,11 +1,12 @@
 //! The `leaktrace` command: what was typed, exit codes, and the one line of an error.
 
 mod args;
+mod exporting;
 
 use std::{
     borrow::Cow,
     fs::File,
-    io::{self, BufReader, BufWriter, IsTerminal as _, Write},
+    io::{self, BufReader, IsTerminal as _, Write as _},
     path::{Path, PathBuf},
     process::ExitCode,
 };
@@ -14,9 +15,8 @@ use anyhow::{Context as _, Result};
 use clap::Parser as _;
 use leaktrace::{
     capture::{Capture, schema::Symbols},
-    check, export, goroutines,
+    check, goroutines,
     loader::LoadError,
-    output::{self, Unfinished},
     plan::Plan,
     record::{self, Progress},
     report::{self, Report, ReportOptions, text::TextOptions},
@@ -25,7 +25,7 @@ use leaktrace::{
     verdict::Verdict,
 };
 
-use crate::args::{Args, Command, Form, Format};
+use crate::args::{Args, Command, Format};
 
 const DONE: u8 = 0;
 const FAILED: u8 = 1;
@@ -131,38 +131,14 @@ fn show(args: &args::Report) -> Result<u8> {
 }
 
 fn export(args: &args::Export) -> Result<u8> {
+    if let Some(conflict) = args.conflict() {
+        conflict.exit();
+    }
     let selection = &args.selection;
     let capture = read_capture(&args.file)?;
     let symbols = symbols(&capture, &selection.debug_dir);
-    let report = report::build(&capture, Some(&symbols), &selection.options());
-    let value = args.value.into();
-    let write = |out: &mut dyn Write| match args.to {
-        Form::Folded => export::folded::write(&report, value, out),
-        Form::Speedscope => export::speedscope::write(&report, value, out),
-        Form::Json => export::json::write(&report, out),
-    };
-    match &args.output {
-        Some(path) => {
-            let file = output::create(path)?;
-            let unfinished = Unfinished::new(path);
-            let mut out = BufWriter::new(file);
-            write(&mut out)
-                .and_then(|()| out.flush())
-                .with_context(|| format!("failed to write `{}`", path.display()))?;
-            unfinished.finish();
-        }
-        None => {
-            let mut out = BufWriter::new(io::stdout().lock());
-            write(&mut out)
-                .and_then(|()| out.flush())
-                .context("failed to write to standard output")?;
-        }
-    }
-    if args.to.adds_up()
-        && let Some(text) = export::left_out(&report)
-    {
-        eprintln!("leaktrace: left out: {text}");
-    }
+    let detailed = report::build_detailed(&capture, Some(&symbols), &selection.options());
+    exporting::export(args, &capture, &detailed)?;
     Ok(DONE)
 }
 

@@ -1,8 +1,9 @@
 //! Files that a command makes: for their owner alone, never over something that is there.
 
 use std::{
-    fs::{self, File},
+    fs::{self, DirBuilder, File},
     io,
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
 };
 
@@ -14,7 +15,6 @@ use anyhow::Result;
 ///
 /// When it cannot be made; the message names it and what to do.
 pub fn create(path: &Path) -> Result<File> {
-    use std::os::unix::fs::OpenOptionsExt as _;
     let name = path.display();
     File::options()
         .write(true)
@@ -31,6 +31,26 @@ pub fn create(path: &Path) -> Result<File> {
             }
             io::ErrorKind::NotFound => {
                 anyhow::anyhow!("the directory of `{name}` does not exist: make it first")
+            }
+            _ => anyhow::Error::new(error).context(format!("failed to make `{name}`")),
+        })
+}
+
+/// Makes a directory, for its owner alone, where nothing is yet.
+///
+/// # Errors
+///
+/// When it cannot be made.
+pub fn create_folder(path: &Path) -> Result<()> {
+    let name = path.display();
+    DirBuilder::new()
+        .mode(0o700)
+        .create(path)
+        .map_err(|error| match error.kind() {
+            io::ErrorKind::AlreadyExists => {
+                anyhow::anyhow!(
+                    "`{name}` exists already: give another directory with -o, or remove it"
+                )
             }
             _ => anyhow::Error::new(error).context(format!("failed to make `{name}`")),
         })
@@ -61,7 +81,10 @@ impl Unfinished {
 impl Drop for Unfinished {
     fn drop(&mut self) {
         if !self.is_whole {
-            let _ = fs::remove_file(&self.path);
+            let _ = match self.path.is_dir() {
+                true => fs::remove_dir_all(&self.path),
+                false => fs::remove_file(&self.path),
+            };
         }
     }
 }

@@ -1,12 +1,17 @@
 //! Exports of captures recorded from real processes: each adds up to the report, and nothing that a
 //! program calls its functions can do harm in any of them.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Mutex};
 
+use bytes::Bytes;
 use leaktrace::{
     capture::Capture,
     export::{self, Value},
-    report::{self, Kind, Report, ReportOptions},
+    report::{self, Detailed, Kind, Report, ReportOptions},
+};
+use parquet::{
+    file::reader::{FileReader as _, SerializedFileReader},
+    record::{Field, Row},
 };
 use serde_json::Value as Json;
 
@@ -18,43 +23,51 @@ const VALUES: [Value; 5] = [
     Value::Growth,
 ];
 
-fn build(bytes: &[u8]) -> Report {
-    let capture = Capture::read(bytes).expect("a capture of ours");
-    report::build(
-        &capture,
-        capture.symbols.as_ref(),
-        &ReportOptions::default(),
-    )
+fn capture(bytes: &[u8]) -> Capture {
+    Capture::read(bytes).expect("a capture of ours")
 }
 
-fn reload() -> Report {
-    build(include_bytes!("captures/reload.leaktrace"))
+fn reload() -> Capture {
+    capture(include_bytes!("captures/reload.leaktrace"))
 }
 
-fn vm() -> Report {
-    build(include_bytes!("captures/vm.leaktrace"))
+fn vm() -> Capture {
+    capture(include_bytes!("captures/vm.leaktrace"))
 }
 
 /// Names that mean something to one format or another.
-fn hostile() -> Report {
+fn hostile() -> Capture {
     let names = [
         "a;b 12",
         "new\nline\r\ttab\0nul\x1b[31m",
         "</script><script>alert(1)</script>",
-        "\"quoted\" & 'apos' <b>",
+        "\"quoted\" & 'apos' <b>]]>",
         "\u{202e}reversed \u{ffff}\u{fffe}\u{85}",
-        "",
+        " ",
         "{\"json\": [1,",
         "name 1e9",
     ];
-    let mut report = reload();
-    let sites = report.sites.iter_mut().flat_map(|site| &mut site.stack);
-    for (index, frame) in sites.enumerate() {
-        frame.function = Some(names[index % names.len()].to_owned());
-        frame.file = Some(format!("/dir/{}.go", names[(index + 3) % names.len()]));
-        frame.module = frame.file.clone();
+    let mut capture = reload();
+    let strings = &mut capture.symbols.as_mut().expect("it was closed").strings;
+    for (index, text) in strings.iter_mut().enumerate().skip(1) {
+        *text = format!("{}{}", names[index % names.len()], index / names.len());
     }
-    report
+    let target = capture.header.target.as_mut().expect("it has a target");
+    target.comm = names[1].to_owned();
+    target.exe = names[2].to_owned();
+    capture
+}
+
+fn captures() -> [Capture; 3] {
+    [reload(), vm(), hostile()]
+}
+
+fn detailed(capture: &Capture) -> Detailed<'_> {
+    report::build_detailed(capture, capture.symbols.as_ref(), &ReportOptions::default())
+}
+
+fn build(capture: &Capture) -> Report {
+    detailed(capture).report
 }
 
 /// What the sites of a report that add up come to.
@@ -75,8 +88,8 @@ fn speedscope(report: &Report, value: Value) -> Json {
 }
 
 /// The stacks of folded lines with their figures, read as inferno reads them: figures from the end.
-fn parse(folded: &str) -> BTreeMap<&str, Vec<i64>> {
-    let figures = |line| {
+fn parse<'a>(folded: &'a str) -> BTreeMap<&'a str, Vec<i64>> {
+    let figures = |line: &'a str| {
         let (mut stack, mut figures) = (line, Vec::new());
         while let Some((head, tail)) = stack.rsplit_once(char::is_whitespace)
             && let Ok(figure) = tail.parse()
@@ -93,7 +106,7 @@ fn parse(folded: &str) -> BTreeMap<&str, Vec<i64>> {
 
 #[test]
 fn folded_stacks_add_up_to_the_report() {
-    for report in [reload(), vm(), hostile()] {
+    for report in captures().iter().map(build) {
         for value in VALUES {
             let text = folded(&report, value);
             let stacks = parse(&text);
@@ -111,7 +124,7 @@ fn folded_stacks_add_up_to_the_report() {
 
 #[test]
 fn stacks_go_from_the_kind_to_the_line_that_leaks() {
-    let text = folded(&reload(), Value::InuseSpace);
+    let text = folded(&build(&reload()), Value::InuseSpace);
     let largest = text
         .lines()
         .max_by_key(|line| parse(line).values().next().unwrap()[0]);
@@ -119,8 +132,121 @@ fn stacks_go_from_the_kind_to_the_line_that_leaks() {
 }
 
 #[test]
+fn a_flame_graph_is_drawn_without_a_warning() {
+    static WARNINGS: Warnings = Warnings(Mutex::new(Vec::new()));
+    log::set_logger(&WARNINGS).expect("no other test logs");
+    log::set_max_level(log::LevelFilter::Warn);
+    for report in captures().iter().map(build) {
+        for value in VALUES {
+            let mut out = Vec::new();
+            match export::flamegraph::write(&report, value, &mut out) {
+                Err(error) if folded(&report, value).is_empty() => {
+                    assert_eq!(error.kind(), std::io::ErrorKind::InvalidData);
+                    continue;
+                }
+                drawn => drawn.expect("memory does not fail"),
+            }
+            let svg = String::from_utf8(out).expect("an SVG is text");
+            assert!(svg.contains("</svg>") && svg.contains(value.unit()));
+            assert!(!svg.contains("<script>alert"), "a name is no script");
+            let foreign =
+                |c: char| (c.is_control() && !"\n\t".contains(c)) || "\u{fffe}\u{ffff}".contains(c);
+            assert!(!svg.contains(foreign), "XML does not have that");
+        }
+    }
+    let warnings = WARNINGS.0.lock().unwrap();
+    assert!(warnings.is_empty(), "{warnings:?}");
+}
+
+/// Keeps what is warned of.
+struct Warnings(Mutex<Vec<String>>);
+
+impl log::Log for Warnings {
+    fn enabled(&self, _: &log::Metadata) -> bool {
+        true
+    }
+
+    fn log(&self, record: &log::Record) {
+        self.0.lock().unwrap().push(record.args().to_string());
+    }
+
+    fn flush(&self) {}
+}
+
+fn to_json(row: &Row) -> Json {
+    let cells = row.get_column_iter().map(|(name, field)| {
+        let value = match field {
+            Field::Null => Json::Null,
+            Field::Bool(value) => (*value).into(),
+            Field::Long(value) => (*value).into(),
+            Field::ULong(value) => (*value).into(),
+            Field::Double(value) => (*value).into(),
+            Field::Str(value) => value.as_str().into(),
+            other => panic!("no table has {other:?}"),
+        };
+        (name.clone(), value)
+    });
+    Json::Object(cells.collect())
+}
+
+#[test]
+fn tables_add_up_and_fit_together() {
+    for capture in captures() {
+        let detailed = detailed(&capture);
+        let report = &detailed.report;
+        let metadata = export::parquet::metadata(report);
+        let read = export::parquet::tables(&detailed).map(|table| {
+            let mut out = Vec::new();
+            table
+                .write(&metadata, &mut out)
+                .expect("memory does not fail");
+            let reader = SerializedFileReader::new(Bytes::from(out)).expect("a Parquet file");
+            assert_eq!(reader.num_row_groups(), 1, "{}", table.name);
+            let rows = reader.get_row_iter(None).expect("its rows");
+            let rows: Vec<Json> = rows.map(|row| to_json(&row.unwrap())).collect();
+            (table.name, rows)
+        });
+        let rows = |name: &str| &read.iter().find(|(table, _)| *table == name).unwrap().1;
+        let sum = |name: &str, column: &str| -> i64 {
+            let cells = rows(name).iter().map(|row| &row[column]);
+            cells.map(|cell| cell.as_i64().unwrap_or(0)).sum()
+        };
+        let sites = || report.sites.iter();
+        assert_eq!(rows("sites").len(), report.sites.len());
+        assert_eq!(
+            rows("frames")
+                .iter()
+                .filter(|row| !row["site"].is_null())
+                .count(),
+            sites().map(|site| site.stack.len()).sum::<usize>()
+        );
+        let live: u64 = sites().map(|site| site.live_bytes).sum();
+        assert_eq!(sum("sites", "live_bytes"), live as i64);
+        let growth: i64 = sites().map(|site| site.growth_bytes).sum();
+        assert_eq!(sum("sites", "growth_bytes"), growth);
+        let end = detailed.heap.timeline.times.last().unwrap();
+        let at_the_end = rows("series").iter().filter(|row| row["t_s"] == *end);
+        let at_the_end = at_the_end.map(|row| row["live_bytes"].as_u64().unwrap());
+        assert_eq!(at_the_end.sum::<u64>(), live);
+        // What is counted object by object: the cohorts that live are what is live.
+        let exact = sites().filter(|site| !site.estimate.sampled);
+        let exact: BTreeMap<_, _> = exact
+            .map(|site| (site.rank as u64, site.live_bytes))
+            .collect();
+        let mut alive: BTreeMap<u64, u64> = BTreeMap::new();
+        for row in rows("objects").iter().filter(|row| row["died_s"].is_null()) {
+            *alive.entry(row["site"].as_u64().unwrap()).or_default() +=
+                row["bytes"].as_u64().unwrap();
+        }
+        for (site, live) in exact.into_iter().filter(|(_, live)| *live > 0) {
+            assert_eq!(alive[&site], live, "site {site}");
+        }
+    }
+}
+
+#[test]
 fn speedscope_has_every_value() {
-    for report in [reload(), vm(), hostile()] {
+    for report in captures().iter().map(build) {
         for value in VALUES {
             let file = speedscope(&report, value);
             let profiles = file["profiles"].as_array().unwrap();
@@ -142,14 +268,14 @@ fn speedscope_has_every_value() {
 
 #[test]
 fn the_heap_is_not_counted_twice() {
-    let report = reload();
+    let report = build(&reload());
     let counted: Vec<_> = export::sites(&report).map(|(_, site)| site).collect();
     assert!(counted.iter().all(|site| site.kind == Kind::GoHeap));
     let left_out = export::left_out(&report).expect("the runtime maps its heap");
     insta::assert_snapshot!(left_out);
-    assert!(export::left_out(&vm()).is_none());
+    assert!(export::left_out(&build(&vm())).is_none());
 
-    let mut mappings = reload();
+    let mut mappings = build(&reload());
     mappings.sites.retain(|site| site.kind == Kind::Mmap);
     assert_eq!(export::sites(&mappings).count(), mappings.sites.len());
 }

@@ -19,10 +19,16 @@ use crate::{
 
 /// Crates that are there in two versions, and why that is so. Anything else fails the check, and so
 /// does a name here that is no longer needed.
-const DUPLICATES: [(&str, &str); 1] = [(
-    "syn",
-    "of derive macros at build time only: some have moved to version 3, not all",
-)];
+const DUPLICATES: [(&str, &str); 2] = [
+    (
+        "getrandom",
+        "of ahash, which inferno and parquet use, and of what tests and chores use: never in one program",
+    ),
+    (
+        "syn",
+        "of derive macros at build time only: some have moved to version 3, not all",
+    ),
+];
 
 fn cargo(arguments: &[&str]) -> Command {
     let mut command = Command::new(workspace::cargo());

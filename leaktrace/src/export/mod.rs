@@ -15,7 +15,10 @@ use std::fmt;
 use crate::report::{Frame, Kind, Report, SiteReport, human};
 
 pub mod folded;
+pub mod flamegraph;
 pub mod speedscope;
+pub mod pprof;
+pub mod parquet;
 
 pub use crate::report::json;
 pub(crate) use crate::report::text::escape;

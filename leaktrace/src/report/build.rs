@@ -49,21 +49,22 @@ pub struct Detailed<'a> {
     pub report: Report,
     /// The histories of its sites, in the same order.
     pub histories: Vec<SiteHistory>,
-    /// Their time.
-    pub timeline: Timeline,
+    /// Where they come from, still apart.
+    pub heap: LiveHeap,
     stacks: Stacks<'a>,
 }
 
 impl Detailed<'_> {
-    /// All frames of a site of the report, by its index in it, innermost first: those that the report
-    /// leaves out, too.
-    pub fn whole_stack(&self, index: usize) -> Vec<Frame> {
-        let first = self.histories.get(index).and_then(|h| h.sites.first());
-        let Some(site) = first.and_then(|site| self.stacks.sites.get(site)) else {
-            return Vec::new();
-        };
-        let frames = self.stacks.table.stack(site).into_iter();
-        frames.map(|frame| self.stacks.table.frame(frame)).collect()
+    /// All frames of one of the capture's sites, innermost first: those that the report leaves out, too.
+    pub fn whole_stack(&self, site: &Site) -> Vec<Frame> {
+        let table = &self.stacks.table;
+        let frames = table.stack(site).into_iter();
+        frames.map(|frame| table.frame(frame)).collect()
+    }
+
+    /// One of the capture's sites by its number.
+    pub fn site(&self, id: u32) -> Option<&Site> {
+        self.stacks.sites.get(&id).copied()
     }
 }
 
@@ -151,7 +152,7 @@ pub fn build_detailed<'a>(
     Detailed {
         report,
         histories,
-        timeline: heap.timeline,
+        heap,
         stacks,
     }
 }
