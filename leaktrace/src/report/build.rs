@@ -17,8 +17,8 @@ use crate::loss;
 use crate::series;
 use crate::verdict::{Facts, Owner, Verdict, judge};
 
-/// Points of a site's series in the report.
-const SERIES_POINTS: usize = 120;
+/// Points of a series in the report.
+pub(super) const SERIES_POINTS: usize = 120;
 
 /// What a reader wants to see.
 #[derive(Clone, Debug)]
@@ -314,7 +314,7 @@ fn survival(history: &SiteHistory, timeline: &Timeline) -> SurvivalReport {
 }
 
 /// Rounded to thousandths: what lies below is noise.
-fn milli(value: f64) -> f64 {
+pub(super) fn milli(value: f64) -> f64 {
     (value * 1000.0).round() / 1000.0
 }
 

@@ -3,10 +3,12 @@
 //! Two counts meet here: the kernel's, of what is resident, and the Go runtime's own, of what it
 //! uses, of which nothing need be resident. Where they differ, a line says by how much.
 
+use super::build::{SERIES_POINTS, milli};
 use super::human;
 use super::schema::{MemoryPart, MemoryReport};
 use crate::capture::Capture;
 use crate::capture::schema::Memory;
+use crate::series;
 
 /// A part of the resident memory: its name in JSON, and in words.
 type Name = (&'static str, &'static str);
@@ -153,7 +155,16 @@ pub(super) fn statement(capture: &Capture) -> MemoryReport {
                 attach_bytes: comparable.then(|| bytes_of(&before, name)),
             })
             .collect(),
+        series: resident_over_time(capture),
     }
+}
+
+fn resident_over_time(capture: &Capture) -> Vec<(f64, u64)> {
+    let points = capture.intervals.iter().filter_map(|interval| {
+        let rss = interval.memory.as_ref()?.rss?;
+        Some((milli(interval.t_ns as f64 / 1e9), rss))
+    });
+    series::thin(&points.collect::<Vec<_>>(), SERIES_POINTS)
 }
 
 /// The statement as lines of text.

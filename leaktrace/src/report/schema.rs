@@ -301,6 +301,9 @@ pub struct MemoryReport {
     /// What the resident memory consists of: their sum is `rss_bytes`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub parts: Vec<MemoryPart>,
+    /// Resident bytes over time: `[t_s, bytes]`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub series: Vec<(f64, u64)>,
 }
 
 /// A part of the resident memory.
