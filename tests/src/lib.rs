@@ -7,6 +7,7 @@ mod matrix;
 mod service;
 mod tool;
 mod traces;
+mod watchdog;
 
 pub use matrix::{go_modes, go_versions};
 pub use service::Service;

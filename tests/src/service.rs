@@ -12,6 +12,8 @@ use std::{
 
 use serde_json::Value;
 
+use crate::watchdog;
+
 /// A running sample service. It is ended when this is dropped.
 pub struct Service {
     child: Child,
@@ -35,6 +37,7 @@ impl Service {
     ///
     /// It cannot be started.
     pub fn start_at<A: AsRef<OsStr>>(path: &Path, args: impl IntoIterator<Item = A>) -> Self {
+        watchdog::note();
         let mut child = Command::new(path)
             .args(args)
             .stdin(Stdio::piped())
@@ -167,6 +170,7 @@ impl Service {
 
 impl Drop for Service {
     fn drop(&mut self) {
+        watchdog::note();
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

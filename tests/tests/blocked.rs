@@ -241,6 +241,7 @@ fn the_target_is_never_stopped() {
     let pid = service.pid();
     let done = AtomicBool::new(false);
     let gaps = thread::scope(|scope| {
+        let over = Over(&done);
         let watcher = scope.spawn(|| {
             while !done.load(Ordering::Relaxed) {
                 assert_runs_freely(pid);
@@ -265,7 +266,7 @@ fn the_target_is_never_stopped() {
             });
             gaps.push((without, during));
         }
-        done.store(true, Ordering::Relaxed);
+        drop(over);
         watcher.join().unwrap();
         gaps
     });
@@ -280,6 +281,15 @@ fn the_target_is_never_stopped() {
         "lateness without and during, ms: {gaps:?}"
     );
     assert!(service.is_running());
+}
+
+/// Says that it is over when it goes, also by a panic: the scope would wait for its watcher for ever.
+struct Over<'a>(&'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 /// No thread is stopped or traced.
