@@ -248,7 +248,9 @@ fn the_target_is_never_stopped() {
             }
         });
         let mut gaps = Vec::new();
-        for _ in 0..3 {
+        // One at the beginning and one at the end; between them as the machine's load lets it.
+        let mut censuses = 0;
+        while censuses < 9 {
             let mut gap = |during: &mut dyn FnMut()| {
                 service.say("forget");
                 service.line();
@@ -262,7 +264,9 @@ fn the_target_is_never_stopped() {
                 let args = ["-d", "2s", "--interval", "100ms", "--probe", "go"];
                 let finished = Leaktrace::record(pid, args).wait();
                 let report = finished.report();
-                assert!(report["goroutines"]["censuses"].as_u64().unwrap() >= 3);
+                let taken = report["goroutines"]["censuses"].as_u64().unwrap();
+                assert!(taken >= 2);
+                censuses += taken;
             });
             gaps.push((without, during));
         }
