@@ -104,6 +104,7 @@ impl<'a> Goroutines<'a> {
             .filter(|(c, n)| before.get(*c) != Some(n));
         interval.losses.extend(changed.map(to_schema));
         let took = started.elapsed();
+        interval.census_us = u32::try_from(took.as_micros()).unwrap_or(u32::MAX);
         self.taken += 1;
         self.longest = self.longest.max(took);
         self.not_before = Some(started + took * PACE);

@@ -76,11 +76,14 @@ pub fn build(capture: &Capture, symbols: Option<&schema::Symbols>) -> Option<Gor
     let sum = |count: fn(&crate::goroutine_history::Creations) -> u64| {
         (!creations.is_empty()).then(|| creations.iter().map(count).sum())
     };
+    let took = capture.intervals.iter().map(|interval| interval.census_us);
+    let longest = took.max().filter(|took| *took > 0);
     let creation_sites = creations.iter().take(CREATION_SITES);
     Some(Goroutines {
         total: history.total.last().map_or(0, |total| *total as u64),
         growth_per_s: (!is_single).then(|| milli(series::slope(&points))),
         censuses: history.censuses as u64,
+        census_ms: longest.map(|took| f64::from(took) / 1000.0),
         summary: (!is_single).then(|| summary(&groups)),
         groups,
         unstable: lost(capture, loss::GOROUTINES_UNSTABLE),

@@ -22,6 +22,9 @@ pub struct Goroutines {
     /// Censuses taken.
     #[serde(default)]
     pub censuses: u64,
+    /// The longest that one census took, in milliseconds; absent where the file does not say it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub census_ms: Option<f64>,
     /// Groups that stand at the same place for the same reason, by verdict and growth; after a single
     /// look the largest first.
     pub groups: Vec<GoroutineGroup>,
