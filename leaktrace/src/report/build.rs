@@ -1,17 +1,17 @@
 //! Building the report.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::time::Duration;
 
+use super::head::{limits, losses, target, window};
 use super::schema::{
-    EstimateReport, Frame, GoReport, Kind, LimitReport, Report, SCHEMA, SamplerSwitchReport,
-    SiteReport, Summary, SurvivalReport, TargetReport, WindowReport,
+    EstimateReport, Frame, Kind, Report, SCHEMA, SiteReport, Summary, SurvivalReport,
 };
 use super::stack::{go_runtime_purpose, is_go_allocator, is_go_runtime_mapping, is_thread_start};
 use super::symbols::{FrameKey, FrameRef, SymbolTable};
 use super::{goroutines, memory};
-use crate::capture::schema::{self, End, SamplerEnd, Site};
-use crate::capture::{Capture, Ended};
+use crate::capture::Capture;
+use crate::capture::schema::{self, Site};
 use crate::live_heap::{Age, LiveHeap, SiteHistory, Timeline};
 use crate::loss;
 use crate::series;
@@ -316,131 +316,4 @@ fn survival(history: &SiteHistory, timeline: &Timeline) -> SurvivalReport {
 /// Rounded to thousandths: what lies below is noise.
 pub(super) fn milli(value: f64) -> f64 {
     (value * 1000.0).round() / 1000.0
-}
-
-fn target(capture: &Capture) -> TargetReport {
-    let target = capture.header.target.clone().unwrap_or_default();
-    TargetReport {
-        pid: target.pid,
-        comm: target.comm,
-        exe: target.exe,
-        runtime: target.runtime,
-        go: target.go.map(|go| GoReport {
-            version: go.version,
-            stripped: go.stripped,
-            pie: go.pie,
-            heap_profiling: go.heap_profiling,
-            sample_rate: go.sample_rate,
-            sampling: sampling(capture, go.heap_profiling || go.sampler_switch.is_some())
-                .to_owned(),
-            sampler_switch: go.sampler_switch.map(|switch| SamplerSwitchReport {
-                rate_before: switch.rate_before,
-                rate_written: switch.rate_written,
-                left_on: switch.left_on,
-                end: sampler_end(capture).to_owned(),
-            }),
-        }),
-    }
-}
-
-/// Who sampled the Go heap.
-fn sampling(capture: &Capture, by_the_runtime: bool) -> &'static str {
-    let mut intervals = capture.intervals.iter();
-    match by_the_runtime {
-        true => "runtime",
-        false if intervals.any(|interval| interval.go_own_sampling.is_some()) => "leaktrace",
-        false => "none",
-    }
-}
-
-fn sampler_end(capture: &Capture) -> &'static str {
-    let Ended::Closed(close) = &capture.how_it_ended else {
-        return "unknown";
-    };
-    match close.sampler_end() {
-        SamplerEnd::PutBack => "put-back",
-        SamplerEnd::TargetGone => "target-gone",
-        SamplerEnd::Changed => "changed",
-        SamplerEnd::Failed => "failed",
-        SamplerEnd::Unspecified => "unknown",
-    }
-}
-
-fn window(capture: &Capture, heap: &LiveHeap, go: bool) -> WindowReport {
-    let recorded_s = heap.timeline.duration_s();
-    let (end, end_text, duration_s) = match &capture.how_it_ended {
-        Ended::Closed(close) => {
-            let (end, text) = match close.end() {
-                End::Duration => ("duration", "the time asked for was over"),
-                End::Signal => ("signal", "leaktrace was told to stop"),
-                End::TargetExit => ("target-exit", "the target exited"),
-                End::TargetOom => (
-                    "target-oom",
-                    "the kernel killed the target for want of memory",
-                ),
-                End::Lost | End::Unspecified => ("lost", "leaktrace itself failed; see the limits"),
-            };
-            (
-                end,
-                text.to_owned(),
-                (close.t_ns as f64 / 1e9).max(recorded_s),
-            )
-        }
-        Ended::Truncated { at } => {
-            let text = format!(
-                "the capture was not closed: leaktrace was killed; all {at} bytes of it are read"
-            );
-            ("lost", text, recorded_s)
-        }
-        Ended::Torn { at, reason } => {
-            let text = format!("the capture is damaged at byte {at}: {reason}; all before is read");
-            ("lost", text, recorded_s)
-        }
-    };
-    WindowReport {
-        start_unix_ns: capture.header.start_unix_ns,
-        duration_s: milli(duration_s),
-        end: end.to_owned(),
-        end_text,
-        intervals: capture.intervals_read,
-        gc_cycles: go.then(|| {
-            heap.timeline
-                .collections
-                .last()
-                .copied()
-                .unwrap_or_default()
-        }),
-    }
-}
-
-/// The last count of every cause.
-fn losses(capture: &Capture) -> BTreeMap<String, u64> {
-    let close = match &capture.how_it_ended {
-        Ended::Closed(close) => close.losses.as_slice(),
-        _ => &[],
-    };
-    let recorded = capture
-        .intervals
-        .iter()
-        .flat_map(|interval| &interval.losses)
-        .chain(close);
-    let mut losses: BTreeMap<_, _> = recorded
-        .map(|loss| (loss.cause.clone(), loss.count))
-        .collect();
-    losses.retain(|_, count| *count > 0);
-    losses
-}
-
-fn limits(capture: &Capture) -> Vec<LimitReport> {
-    let found = match &capture.how_it_ended {
-        Ended::Closed(close) => close.limits.as_slice(),
-        _ => &[],
-    };
-    let limits = capture.header.limits.iter().chain(found);
-    limits
-        .map(|limit| LimitReport {
-            what: limit.what.clone(),
-            reason: limit.reason.clone(),
-        })
-        .collect()
 }

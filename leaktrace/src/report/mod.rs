@@ -14,6 +14,7 @@ pub(crate) mod human;
 mod schema;
 mod symbols;
 mod stack;
+mod head;
 mod build;
 mod memory;
 pub mod goroutines;
