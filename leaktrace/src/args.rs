@@ -163,6 +163,7 @@ impl Selection {
             older: self.older,
             kinds: self.kind.iter().map(|kind| (*kind).into()).collect(),
             verdicts: self.verdict.iter().map(|v| (*v).into()).collect(),
+            ..report::ReportOptions::default()
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The live heap: pure functions over a decoded capture.
 //!
-//! [`LiveHeap::from_capture`] gathers the history of every allocation site; [`LiveHeap::merge`]
+//! [`LiveHeap::from_capture`] or [`Builder`] gathers the history of every allocation site; [`LiveHeap::merge`]
 //! puts together the sites that a reader would call one (the same logical stack) and turns counts
 //! into bytes: live over time, by birth, with the interval of the estimate.
 //!
@@ -10,8 +10,9 @@
 //! - Growth is the end minus the attach, in the same terms on both sides.
 //! - Births come from the attached probes, by interval; deaths by the interval of birth. What the
 //!   runtime counted and no probe saw is in [`SiteHistory::unseen_deaths`].
-//! - Time is kept in at most [`MAX_SLOTS`] slots of equal numbers of intervals, so that memory is
-//!   bounded by the number of sites.
+//! - Time is kept in at most [`MAX_SLOTS`] slots of equal numbers of intervals, and in fewer where the
+//!   sites' histories take too much memory, so that it is bounded by the number of sites.
+//! - [`Builder`] takes interval by interval, so that a capture need not be held as a whole.
 
 #![forbid(unsafe_code)]
 
@@ -19,8 +20,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::hash::Hash;
 
 use crate::capture::Capture;
-use crate::capture::schema::{Kind, Sampling};
-use builder::Builder;
+use crate::capture::schema::Kind;
 
 mod builder;
 mod estimate;
@@ -29,15 +29,22 @@ mod survival;
 #[cfg(test)]
 mod tests;
 
+pub use builder::Builder;
 pub use estimate::{Estimate, Sampler};
 pub use part::Part;
 pub use survival::{Age, Survival};
 
 use estimate::RefillClass;
-use part::Totals;
+use part::{Death, Totals};
 
 /// Slots of time kept, not counting the attach.
 pub const MAX_SLOTS: usize = 512;
+
+/// Entries of all sites' histories, about 32 bytes each: beyond, slots are joined. It takes some
+/// eight hundred sites that allocate in every interval.
+const MAX_RECORDS: usize = 1_200_000;
+/// Slots that are left whatever they take: with fewer there is nothing to judge.
+const MIN_SLOTS: usize = 64;
 
 /// Collections that an object may live through without being reachable: it is born marked while one
 /// is running, and after the next one it is dead but not yet swept. (Go: mgc.go, allocation is
@@ -167,102 +174,26 @@ pub struct SiteHistory {
 }
 
 impl LiveHeap {
-    /// Gathers the histories. Records that make no sense (births after deaths, sites not declared)
-    /// are taken as far as they go; nothing panics.
+    /// Gathers the histories from a capture that holds all of its intervals.
     pub fn from_capture(capture: &Capture) -> Self {
-        let stride = capture
-            .intervals
-            .len()
-            .saturating_sub(1)
-            .div_ceil(MAX_SLOTS)
-            .max(1);
-        let has_attach = capture
-            .intervals
-            .first()
-            .is_some_and(|first| first.index == 0);
-        // Slot of the interval at a position; the attach has its own.
-        let slot_at = |position: usize| match (has_attach, position) {
-            (true, 0) => 0,
-            (true, position) => 1 + (position - 1) / stride,
-            (false, position) => 1 + position / stride,
-        };
-        let indexes: Vec<u32> = capture
-            .intervals
-            .iter()
-            .map(|interval| interval.index)
-            .collect();
-        let slot_of_cohort = |cohort: u32| match indexes.partition_point(|&index| index < cohort) {
-            _ if cohort == 0 => 0,
-            position => slot_at(position),
-        };
-
-        let mut timeline = Timeline {
-            times: vec![0.0],
-            collections: vec![0],
-        };
-        // Where the runtime's counters were read in every interval they alone make the totals: a
-        // probe's event may fall into the interval before or after.
-        let between = capture
-            .intervals
-            .get(1..indexes.len().saturating_sub(1))
-            .unwrap_or_default();
-        let buckets_each_interval = between
-            .iter()
-            .any(|interval| !interval.go_buckets.is_empty());
-        let mut builder = Builder {
-            buckets_each_interval,
-            ..Builder::default()
-        };
-        let mut rate = capture
-            .header
-            .target
-            .as_ref()
-            .and_then(|target| target.go.as_ref())
-            .map_or(0, |go| go.sample_rate);
-        for (position, interval) in capture.intervals.iter().enumerate() {
-            let slot = slot_at(position);
-            let last = timeline.last();
-            let t_s = (interval.t_ns as f64 / 1e9).max(timeline.times[last]);
-            let collections = interval.gc_cycles.max(timeline.collections[last]);
-            timeline.times.resize(slot + 1, t_s);
-            timeline.collections.resize(slot + 1, collections);
-            timeline.times[slot] = t_s;
-            timeline.collections[slot] = collections;
-            if interval.go_sample_rate != 0 {
-                rate = interval.go_sample_rate;
-            }
-            for site in &interval.sites {
-                builder.part(site.id, site.kind(), site.object_size).refill =
-                    site.sampling() == Sampling::Refill;
-            }
-            for class in &interval.go_classes {
-                builder
-                    .class_totals
-                    .insert(class.object_size, class.alloc_bytes);
-            }
-            if let Some(sampling) = &interval.go_own_sampling {
-                builder.refill_rate = sampling.sample_bytes;
-            }
-            for delta in &interval.deltas {
-                builder.delta(slot, delta, slot_of_cohort);
-            }
-            for bucket in &interval.go_buckets {
-                let proven = bucket.proven_allocs.saturating_sub(bucket.proven_frees);
-                builder.bucket(slot, bucket.site, bucket.allocs, bucket.frees, proven);
-            }
+        let mut builder = Builder::default();
+        for interval in &capture.intervals {
+            builder.add(interval);
         }
-        Self {
-            timeline,
-            runtime_rate: rate,
-            refill_rate: builder.refill_rate,
-            refill_classes: builder.refill_classes(),
-            parts: builder.parts,
-        }
+        builder.finish(&capture.header)
     }
 
     /// Puts together the parts for which `key` gives the same, in order of first appearance.
     /// Parts of different kinds stay apart whatever the key.
-    pub fn merge<K: Hash + Eq>(&self, mut key: impl FnMut(&Part) -> K) -> Vec<SiteHistory> {
+    pub fn merge<K: Hash + Eq>(&self, key: impl FnMut(&Part) -> K) -> Vec<SiteHistory> {
+        self.merged(key).collect()
+    }
+
+    /// The same, one after the other: each takes far more memory than what it is made from.
+    pub fn merged<K: Hash + Eq>(
+        &self,
+        mut key: impl FnMut(&Part) -> K,
+    ) -> impl ExactSizeIterator<Item = SiteHistory> {
         let mut groups: Vec<Vec<&Part>> = Vec::new();
         let mut group_of: HashMap<(i32, K), usize> = HashMap::new();
         for part in &self.parts {
@@ -274,10 +205,7 @@ impl LiveHeap {
             }
             groups[group].push(part);
         }
-        groups
-            .into_iter()
-            .map(|parts| self.history(&parts))
-            .collect()
+        groups.into_iter().map(|parts| self.history(&parts))
     }
 
     /// The history of one part alone.
@@ -332,11 +260,11 @@ impl LiveHeap {
             self.add_part(part, &mut site);
         }
         site.sampled = site.rate > 1;
-        site.oldest = site
-            .births
-            .iter()
-            .find(|&(&slot, &born)| born.less(site.died(slot)).bytes > 0)
-            .map(|(&slot, _)| slot);
+        let mut cohorts = site.cohorts();
+        let oldest = cohorts.find(|(_, born, died)| born.less(*died).bytes > 0);
+        let oldest = oldest.map(|(slot, ..)| slot);
+        drop(cohorts);
+        site.oldest = oldest;
         site
     }
 
@@ -352,7 +280,7 @@ impl LiveHeap {
         let mut history = part.history.iter().peekable();
         let mut live = 0.0;
         for (slot, sum) in site.live_series.iter_mut().enumerate() {
-            while let Some(totals) = history.next_if(|totals| totals.slot <= slot) {
+            while let Some(totals) = history.next_if(|totals| totals.slot as usize <= slot) {
                 live = totals.live().bytes as f64 * scale;
             }
             *sum += live;
@@ -361,7 +289,8 @@ impl LiveHeap {
         let births = part.births_with_attach();
         let preexisting = births.get(&0).copied().unwrap_or_default();
         let mut preexisting_dead = Count::default();
-        for (&(born, died), &count) in &part.deaths {
+        for &Death { born, died, count } in &part.deaths {
+            let (born, died) = (born as usize, died as usize);
             // Deaths beyond what the attach found are of objects whose birth was lost.
             let count = if born == 0 {
                 part.clip(count, preexisting.less(preexisting_dead))
@@ -437,16 +366,25 @@ impl LiveHeap {
         let born = part
             .births
             .iter()
-            .filter(|&(&slot, _)| self.timeline.collections_survived(slot, last) >= 1);
-        born.map(|(&slot, &born)| born.less(part.died(slot)).bytes as f64)
+            .filter(|&&(slot, _)| self.timeline.collections_survived(slot, last) >= 1);
+        born.map(|&(slot, born)| born.less(part.died(slot)).bytes as f64)
             .sum()
     }
 }
 
 impl SiteHistory {
-    /// Deaths of objects born in a slot.
-    pub fn died(&self, born: usize) -> Count {
-        part::died(&self.deaths, born)
+    /// Each slot's births, and the deaths of those objects until the end; slots rising.
+    pub fn cohorts(&self) -> impl Iterator<Item = (usize, Count, Count)> {
+        let mut deaths = self.deaths.iter().peekable();
+        self.births.iter().map(move |(&slot, &born)| {
+            let mut died = Count::default();
+            while let Some((&(of, _), count)) = deaths.next_if(|&(&(of, _), _)| of <= slot) {
+                if of == slot {
+                    died.add(count.objects, count.bytes);
+                }
+            }
+            (slot, born, died)
+        })
     }
 
     /// Which share of the site's objects reaches an age.

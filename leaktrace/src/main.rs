@@ -2,30 +2,30 @@
 
 mod args;
 mod exporting;
+mod reading;
 
 use std::{
-    borrow::Cow,
-    fs::File,
-    io::{self, BufReader, IsTerminal as _, Write as _},
-    path::{Path, PathBuf},
+    io::{self, IsTerminal as _, Write as _},
+    path::Path,
     process::ExitCode,
 };
 
 use anyhow::{Context as _, Result};
 use clap::Parser as _;
 use leaktrace::{
-    capture::{Capture, schema::Symbols},
     check, goroutines,
     loader::LoadError,
     plan::Plan,
     record::{self, Progress},
     report::{self, Report, ReportOptions, text::TextOptions},
-    symbolize,
     target::{SwitchError, Target, TargetError},
     verdict::Verdict,
 };
 
-use crate::args::{Args, Command, Format};
+use crate::{
+    args::{Args, Command, Format},
+    reading::{read_capture, read_report, symbols},
+};
 
 const DONE: u8 = 0;
 const FAILED: u8 = 1;
@@ -104,11 +104,11 @@ fn record(args: &args::Record) -> Result<u8> {
 }
 
 fn show(args: &args::Report) -> Result<u8> {
-    let mut report = read_report(
-        &args.file,
-        &args.selection.options(),
-        &args.selection.debug_dir,
-    )?;
+    let options = ReportOptions {
+        stacks: args.sites,
+        ..args.selection.options()
+    };
+    let mut report = read_report(&args.file, &options, &args.selection.debug_dir)?;
     let groups = report.goroutines.iter().flat_map(|part| &part.groups);
     let leaks = report
         .sites
@@ -176,27 +176,6 @@ fn check(args: &args::Check) -> Result<u8> {
     match checked.refusal {
         Some(refusal) => Err(refusal.into()),
         None => Ok(DONE),
-    }
-}
-
-fn read_report(path: &Path, options: &ReportOptions, debug_dirs: &[PathBuf]) -> Result<Report> {
-    let capture = read_capture(path)?;
-    let symbols = symbols(&capture, debug_dirs);
-    Ok(report::build(&capture, Some(&symbols), options))
-}
-
-fn read_capture(path: &Path) -> Result<Capture> {
-    let name = path.display();
-    let file = File::open(path).with_context(|| format!("failed to open `{name}`"))?;
-    Capture::read(BufReader::new(file)).with_context(|| format!("`{name}`"))
-}
-
-/// The capture's own symbols; those that are looked up here and now if it was not closed, and so has
-/// none, or if there is debug information to look in.
-fn symbols<'a>(capture: &'a Capture, debug_dirs: &[PathBuf]) -> Cow<'a, Symbols> {
-    match &capture.symbols {
-        Some(own) if debug_dirs.is_empty() => Cow::Borrowed(own),
-        _ => Cow::Owned(symbolize::offline(capture, debug_dirs.iter().cloned())),
     }
 }
 

@@ -21,6 +21,9 @@ pub fn thin<T: Copy>(points: &[T], max: usize) -> Vec<T> {
 /// Zero with fewer than two moments.
 pub fn slope(points: &[(f64, f64)]) -> f64 {
     let points = thin(points, SLOPE_POINTS);
+    if points.windows(2).all(|pair| pair[0].1 == pair[1].1) {
+        return 0.0;
+    }
     let mut slopes = Vec::with_capacity(points.len() * points.len() / 2);
     for (index, &(t0, y0)) in points.iter().enumerate() {
         for &(t1, y1) in &points[index + 1..] {

@@ -15,7 +15,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::capture::schema::Kind;
-use crate::live_heap::{Count, SiteHistory, Timeline};
+use crate::live_heap::{SiteHistory, Survival, Timeline};
 use crate::report::human;
 use crate::series::{self, Spread};
 
@@ -126,6 +126,8 @@ pub struct Judgement {
     pub evidence: Vec<String>,
     /// Robust slope of the live bytes.
     pub growth_bytes_per_s: f64,
+    /// Which share of its objects reaches an age.
+    pub survival: Survival,
 }
 
 /// Judges one site.
@@ -136,7 +138,8 @@ pub fn judge(facts: &Facts) -> Judgement {
     let growth_bytes_per_s = series::slope(&points);
     let old = Old::of(facts);
     let (verdict, mut evidence) = decide(facts, &old, growth_bytes_per_s);
-    evidence.extend(site.survival(timeline).in_words());
+    let survival = site.survival(timeline);
+    evidence.extend(survival.in_words());
     if site.preexisting_left_bytes > 0.0 {
         evidence.push(format!(
             "{} of it was there before the attach",
@@ -147,6 +150,7 @@ pub fn judge(facts: &Facts) -> Judgement {
         verdict,
         evidence,
         growth_bytes_per_s,
+        survival,
     }
 }
 
@@ -178,14 +182,12 @@ impl Old {
             .unwrap_or(0);
         let horizon_s = timeline.age_s(0, horizon);
 
-        let kept = |slot: usize, born: Count| born.less(site.died(slot));
-        let in_time = || {
-            site.births
-                .range(1..=horizon.max(1))
-                .filter(|_| horizon > 0)
-        };
-        let arrivals = in_time().map(|(&slot, &born)| {
-            let kept = kept(slot, born);
+        let in_time: Vec<_> = site
+            .cohorts()
+            .filter(|(slot, ..)| (1..=horizon).contains(slot))
+            .map(|(slot, born, died)| (slot, born, born.less(died)))
+            .collect();
+        let arrivals = in_time.iter().map(|&(slot, _, kept)| {
             let weight = if site.sampled {
                 kept.objects
             } else {
@@ -196,8 +198,8 @@ impl Old {
         });
         let spread = Spread::new(arrivals, horizon_s, horizon.clamp(MIN_SLOTS, 6));
         let sum = |counts: &mut dyn Iterator<Item = u64>| counts.map(|n| n as f64).sum::<f64>();
-        let kept = sum(&mut in_time().map(|(&slot, &born)| kept(slot, born).objects));
-        let born = sum(&mut in_time().map(|(_, born)| born.objects));
+        let kept = sum(&mut in_time.iter().map(|(_, _, kept)| kept.objects));
+        let born = sum(&mut in_time.iter().map(|(_, born, _)| born.objects));
 
         let lately_s = timeline.duration_s() * 5.0 / 6.0;
         let deaths = || {
@@ -484,9 +486,10 @@ fn too_few_collections(facts: &Facts, grew: &str) -> (Verdict, Vec<String>) {
     };
     // Objects that have survived one are not garbage, though they may die yet.
     let last = timeline.last();
-    let survivors: u64 = (site.births.range(1..))
-        .filter(|&(&slot, _)| timeline.collections_survived(slot, last) >= 1)
-        .map(|(&slot, &born)| born.less(site.died(slot)).objects)
+    let survivors: u64 = site
+        .cohorts()
+        .filter(|&(slot, ..)| slot > 0 && timeline.collections_survived(slot, last) >= 1)
+        .map(|(_, born, died)| born.less(died).objects)
         .sum();
     let survivors = survivors.saturating_sub(site.unseen_deaths) as f64;
     if survivors >= MIN_GROWTH_EVENTS && site.growth.low > 0.0 {

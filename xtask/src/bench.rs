@@ -4,7 +4,9 @@
 //! again: what else the machine does falls on both alike. The figures are ratios within one turn,
 //! against the mean of what is before and after it. It is built with the runtime's heap sampler and
 //! without, where leaktrace samples for itself; and beside it stands what a uprobe on every allocation
-//! would cost.
+//! would cost. Another case is what reading a large capture takes.
+
+mod report;
 
 use std::{
     fs,
@@ -96,9 +98,19 @@ pub(crate) fn run(pairs: u32, seconds: u64, workers: Option<u32>, only: &str) ->
     targets::build_leaktrace()?;
     targets::build(Scope::Demo)?;
 
+    if report::NAME.contains(only) {
+        report::measure(pairs)?;
+    }
+    let mut cases = CASES
+        .iter()
+        .filter(|case| case.name.contains(only))
+        .peekable();
+    if cases.peek().is_none() {
+        return Ok(());
+    }
     println!("case                          turn   objects/s, M: alone  leaktrace   alone   ratio");
     let mut lines = Vec::new();
-    for case in CASES.iter().filter(|case| case.name.contains(only)) {
+    for case in cases {
         let mut ratios = measure(case, pairs, Duration::from_secs(seconds), workers)?;
         lines.push(format!(
             "  {:<30} {:>5.1} {:>26}",

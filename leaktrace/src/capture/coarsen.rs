@@ -1,7 +1,6 @@
 //! Fewer, longer intervals: what lets a capture of days be read in bounded memory.
 
-use std::collections::{BTreeMap, HashMap};
-use std::hash::Hash;
+use std::cmp::Ordering;
 use std::mem::size_of;
 
 use super::schema::{
@@ -9,112 +8,224 @@ use super::schema::{
     Mapping, Module, Site, SiteDelta,
 };
 
-/// Joins the intervals two by two; the attach (index 0) stays by itself. A joined interval has the
-/// later one's index and end; births of either count as born in it.
-pub(super) fn halve(intervals: Vec<Interval>) -> Vec<Interval> {
-    let mut joined = Vec::with_capacity(intervals.len() / 2 + 2);
-    let mut rest = intervals.into_iter().peekable();
-    joined.extend(rest.next_if(|interval| interval.index == 0));
-    while let Some(first) = rest.next() {
-        joined.push(match rest.next() {
-            Some(second) => join(first, second),
-            None => first,
-        });
-    }
-    let indexes: Vec<u32> = joined.iter().map(|interval| interval.index).collect();
-    for delta in joined.iter_mut().flat_map(|interval| &mut interval.deltas) {
-        let mut by_cohort = BTreeMap::<u32, CohortFrees>::new();
-        for freed in std::mem::take(&mut delta.freed) {
-            let later = indexes.get(indexes.partition_point(|&index| index < freed.cohort));
-            let cohort = match freed.cohort {
-                0 => 0,
-                cohort => later.copied().unwrap_or(cohort),
-            };
-            let sum = by_cohort.entry(cohort).or_insert(CohortFrees {
-                cohort,
-                ..Default::default()
-            });
-            sum.objects = sum.objects.saturating_add(freed.objects);
-            sum.bytes = sum.bytes.saturating_add(freed.bytes);
-        }
-        delta.freed = by_cohort.into_values().collect();
-    }
-    joined
+/// What an allocation takes beside what was asked for, in bytes.
+const ALLOCATION: usize = 16;
+
+/// Gathers the intervals of a file and joins neighbours when they become too many: always as many of
+/// the file's in each, so that time is resolved evenly. A joined interval has the last one's index and
+/// end; what was born in any of them counts as born in it. The attach (index 0) stays by itself.
+#[derive(Debug)]
+pub(super) struct Joiner {
+    limit: usize,
+    /// How many of the file's intervals make one.
+    stride: usize,
+    joined: Vec<Interval>,
+    /// The beginning of the next one, and how many of the file's it has.
+    pending: Vec<Interval>,
+    pending_count: usize,
+    held: u64,
 }
 
-fn join(mut first: Interval, mut second: Interval) -> Interval {
-    first.index = second.index;
-    first.t_ns = second.t_ns;
-    first.gc_cycles = second.gc_cycles;
+impl Joiner {
+    /// Joins where there are more than `limit`, which is at least 4.
+    pub(super) fn new(limit: usize) -> Self {
+        Self {
+            limit: limit.max(4),
+            stride: 1,
+            joined: Vec::new(),
+            pending: Vec::new(),
+            pending_count: 0,
+            held: 0,
+        }
+    }
+
+    /// Takes the next one; their indexes rise. Gives about how many bytes of memory all of them take.
+    pub(super) fn push(&mut self, mut interval: Interval) -> u64 {
+        shrink(&mut interval);
+        self.held += held(&interval);
+        if interval.index == 0 {
+            self.joined.push(interval);
+            return self.held;
+        }
+        self.pending.push(interval);
+        self.pending_count += 1;
+        if self.pending_count == self.stride {
+            self.flush();
+        }
+        if self.joined.len() > self.limit {
+            self.halve();
+        }
+        self.held
+    }
+
+    /// All of them, indexes rising.
+    pub(super) fn finish(mut self) -> Vec<Interval> {
+        self.flush();
+        self.joined
+    }
+
+    /// Makes one of what is pending.
+    fn flush(&mut self) {
+        self.pending_count = 0;
+        let alone = self.pending.len() == 1;
+        let Some(interval) = join(std::mem::take(&mut self.pending)) else {
+            return;
+        };
+        self.joined.push(interval);
+        if !alone {
+            self.join_cohorts(self.joined.len() - 1);
+            self.held = self.joined.iter().map(held).sum();
+        }
+    }
+
+    fn halve(&mut self) {
+        let mut rest = std::mem::take(&mut self.joined).into_iter().peekable();
+        self.joined
+            .extend(rest.next_if(|interval| interval.index == 0));
+        while let Some(first) = rest.next() {
+            let Some(second) = rest.next() else {
+                self.pending = vec![first];
+                self.pending_count = self.stride;
+                break;
+            };
+            self.joined.extend(join(vec![first, second]));
+        }
+        self.stride *= 2;
+        self.join_cohorts(0);
+        self.held = self.joined.iter().chain(&self.pending).map(held).sum();
+    }
+
+    /// Puts together the deaths whose births are in one interval now, from the given interval on.
+    fn join_cohorts(&mut self, from: usize) {
+        let indexes: Vec<u32> = self.joined.iter().map(|interval| interval.index).collect();
+        let joined = self.joined[from..].iter_mut();
+        for delta in joined.flat_map(|interval| &mut interval.deltas) {
+            for freed in delta.freed.iter_mut().filter(|freed| freed.cohort > 0) {
+                let later = indexes.get(indexes.partition_point(|&index| index < freed.cohort));
+                freed.cohort = later.copied().unwrap_or(freed.cohort);
+            }
+            delta.freed = fold(
+                std::mem::take(&mut delta.freed),
+                |a, b| a.cohort.cmp(&b.cohort),
+                |sum, freed| {
+                    sum.objects = sum.objects.saturating_add(freed.objects);
+                    sum.bytes = sum.bytes.saturating_add(freed.bytes);
+                },
+            );
+        }
+    }
+}
+
+/// One interval of several that follow each other.
+fn join(mut intervals: Vec<Interval>) -> Option<Interval> {
+    if intervals.len() < 2 {
+        return intervals.pop();
+    }
+    let (index, t_ns, gc_cycles) = intervals
+        .last()
+        .map(|last| (last.index, last.t_ns, last.gc_cycles))?;
+    let mut all = Interval::default();
+    for interval in intervals {
+        append(&mut all, interval);
+    }
+    let deltas = fold(
+        all.deltas,
+        |a, b| a.site.cmp(&b.site),
+        |sum, mut delta| {
+            sum.allocs = sum.allocs.saturating_add(delta.allocs);
+            sum.alloc_bytes = sum.alloc_bytes.saturating_add(delta.alloc_bytes);
+            sum.frees = sum.frees.saturating_add(delta.frees);
+            sum.free_bytes = sum.free_bytes.saturating_add(delta.free_bytes);
+            sum.freed.append(&mut delta.freed);
+            sum.repeats = sum.repeats.saturating_add(delta.repeats);
+        },
+    );
+    // Losses, buckets, size classes and groups of goroutines are absolute: the last one counts.
+    Some(Interval {
+        index,
+        t_ns,
+        gc_cycles,
+        deltas,
+        losses: fold(all.losses, |a, b| a.cause.cmp(&b.cause), replace),
+        go_classes: fold(
+            all.go_classes,
+            |a, b| a.object_size.cmp(&b.object_size),
+            replace,
+        ),
+        go_buckets: fold(all.go_buckets, |a, b| a.site.cmp(&b.site), replace),
+        goroutines: fold(all.goroutines, |a, b| a.group.cmp(&b.group), replace),
+        ..all
+    })
+}
+
+/// Puts one interval's records behind another's.
+fn append(first: &mut Interval, mut second: Interval) {
     if second.go_sample_rate != 0 {
         first.go_sample_rate = second.go_sample_rate;
     }
-    first.memory = second.memory.or(first.memory);
-    first.modules.append(&mut second.modules);
-    first.mappings.append(&mut second.mappings);
-    first.sites.append(&mut second.sites);
-    first
-        .losses
-        .retain(|old| second.losses.iter().all(|new| new.cause != old.cause));
-    first.losses.append(&mut second.losses);
-
-    let mut place: HashMap<u32, usize> = first
-        .deltas
-        .iter()
-        .enumerate()
-        .map(|(at, delta)| (delta.site, at))
-        .collect();
-    for mut delta in second.deltas {
-        let at = *place.entry(delta.site).or_insert(first.deltas.len());
-        match first.deltas.get_mut(at) {
-            Some(sum) => {
-                sum.allocs = sum.allocs.saturating_add(delta.allocs);
-                sum.alloc_bytes = sum.alloc_bytes.saturating_add(delta.alloc_bytes);
-                sum.frees = sum.frees.saturating_add(delta.frees);
-                sum.free_bytes = sum.free_bytes.saturating_add(delta.free_bytes);
-                sum.freed.append(&mut delta.freed);
-                sum.repeats = sum.repeats.saturating_add(delta.repeats);
-            }
-            None => first.deltas.push(delta),
-        }
+    if second.memory.is_some() {
+        first.memory = second.memory;
     }
     if let Some(mut later) = second.go_own_sampling {
         let hits = first.go_own_sampling.map_or(0, |sampling| sampling.hits);
         later.hits = later.hits.saturating_add(hits);
         first.go_own_sampling = Some(later);
     }
-    // Buckets, size classes and groups of goroutines are absolute: the later one counts.
-    replace(&mut first.go_classes, second.go_classes, |c| c.object_size);
-    replace(&mut first.go_buckets, second.go_buckets, |b| b.site);
+    first.modules.append(&mut second.modules);
+    first.mappings.append(&mut second.mappings);
+    first.sites.append(&mut second.sites);
+    first.deltas.append(&mut second.deltas);
+    first.losses.append(&mut second.losses);
+    first.go_classes.append(&mut second.go_classes);
+    first.go_buckets.append(&mut second.go_buckets);
     first.goroutine_groups.append(&mut second.goroutine_groups);
-    replace(&mut first.goroutines, second.goroutines, |g| g.group);
-    first
+    first.goroutines.append(&mut second.goroutines);
 }
 
-/// Puts later states in the place of earlier ones with the same key.
-fn replace<T, K: Hash + Eq>(first: &mut Vec<T>, second: Vec<T>, key: impl Fn(&T) -> K) {
-    let mut place: HashMap<K, usize> = first
-        .iter()
-        .enumerate()
-        .map(|(at, state)| (key(state), at))
-        .collect();
-    for state in second {
-        let at = *place.entry(key(&state)).or_insert(first.len());
-        match first.get_mut(at) {
-            Some(old) => *old = state,
-            None => first.push(state),
+fn replace<T>(earlier: &mut T, later: T) {
+    *earlier = later;
+}
+
+/// Merges items that compare equal into the first of them, in their order; the result is sorted.
+fn fold<T>(
+    mut items: Vec<T>,
+    order: impl Fn(&T, &T) -> Ordering,
+    merge: impl Fn(&mut T, T),
+) -> Vec<T> {
+    items.sort_by(&order);
+    let mut folded: Vec<T> = Vec::new();
+    for item in items {
+        match folded.last_mut() {
+            Some(last) if order(last, &item).is_eq() => merge(last, item),
+            _ => folded.push(item),
         }
     }
+    folded.shrink_to_fit();
+    folded
 }
 
-/// At most how many bytes an interval takes in memory, as `read` charges them.
-pub(super) fn held(interval: &Interval) -> u64 {
+/// Gives back what vectors have grown beyond their length while they were decoded.
+fn shrink(interval: &mut Interval) {
+    for delta in &mut interval.deltas {
+        delta.freed.shrink_to_fit();
+    }
+    interval.deltas.shrink_to_fit();
+    interval.go_buckets.shrink_to_fit();
+    interval.sites.shrink_to_fit();
+}
+
+/// About how many bytes an interval takes in memory.
+fn held(interval: &Interval) -> u64 {
     let pcs: usize = interval
         .sites
         .iter()
         .map(|site| site.pcs.len() * size_of::<u64>())
         .sum();
-    let freed: usize = interval.deltas.iter().map(|delta| delta.freed.len()).sum();
+    let freed = interval.deltas.iter().map(|delta| delta.freed.len());
+    let freed: usize = freed
+        .filter(|&cohorts| cohorts > 0)
+        .map(|cohorts| cohorts * size_of::<CohortFrees>() + ALLOCATION)
+        .sum();
     let text = interval
         .modules
         .iter()
@@ -139,10 +250,9 @@ pub(super) fn held(interval: &Interval) -> u64 {
         + interval.go_classes.len() * size_of::<GoClass>()
         + interval.goroutine_groups.len() * size_of::<GoroutineGroup>()
         + interval.goroutines.len() * (size_of::<GoroutineCount>() + size_of::<GoroutineChannel>())
-        + freed * size_of::<CohortFrees>()
+        + freed
         + pcs
         + text
         + losses;
-    // Vectors may have grown to twice their length.
-    2 * bytes as u64
+    bytes as u64
 }

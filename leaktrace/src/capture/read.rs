@@ -10,7 +10,8 @@ use super::block::{
     BLOCK_CLOSE, BLOCK_HEADER, BLOCK_INTERVAL, BLOCK_SYMBOLS, FORMAT_VERSION, FRAME_LEN, Frame,
     MAGIC, PREAMBLE_LEN, checksum,
 };
-use super::{coarsen, schema};
+use super::coarsen::Joiner;
+use super::schema;
 
 /// Largest zstd window accepted, as a power of two: 8 MiB.
 const WINDOW_LOG_MAX: u32 = 23;
@@ -27,8 +28,8 @@ pub struct Limits {
     /// Bytes of memory for everything decoded, by a count of what the messages hold made before
     /// they are decoded; it errs upwards.
     pub memory_bytes: u64,
-    /// Intervals kept. Beyond, they are joined two by two, so that a capture of days keeps its
-    /// totals and loses resolution only.
+    /// Intervals kept. Beyond, neighbours are joined, so that a capture of days keeps its totals and
+    /// loses resolution only.
     pub intervals: usize,
 }
 
@@ -147,12 +148,23 @@ impl Capture {
 
     /// As [`read`](Self::read), with other limits.
     pub fn read_within<R: Read>(input: R, limits: Limits) -> Result<Self, ReadError> {
+        Self::read_each(input, limits, |_| {})
+    }
+
+    /// As [`read_within`](Self::read_within), and hands each interval to `each` before it is kept: what
+    /// that takes out of it costs no memory afterwards.
+    pub fn read_each<R: Read>(
+        input: R,
+        limits: Limits,
+        mut each: impl FnMut(&mut schema::Interval),
+    ) -> Result<Self, ReadError> {
         let mut blocks = Blocks {
             input,
             at: 0,
             limits,
             memory_left: limits.memory_bytes,
             intervals_charge: 0,
+            last_index: None,
         };
         blocks.preamble()?;
         let header = blocks.header()?;
@@ -164,13 +176,20 @@ impl Capture {
             how_it_ended: Ended::Truncated { at: blocks.at },
             notes: Vec::new(),
         };
+        let mut joiner = Joiner::new(limits.intervals);
         let mut skipped = 0_u64;
         loop {
             let at = blocks.at;
             let step = match blocks.next()? {
-                Next::Block(block_type, payload) => {
-                    capture.take(&mut blocks, block_type, &payload, &mut skipped)
-                }
+                Next::Block(block_type, payload) => capture.take(
+                    (block_type, &payload),
+                    &mut skipped,
+                    &mut blocks,
+                    |mut interval| {
+                        each(&mut interval);
+                        joiner.push(interval)
+                    },
+                ),
                 Next::End => {
                     capture.how_it_ended = Ended::Truncated { at };
                     break;
@@ -194,6 +213,7 @@ impl Capture {
                 }
             }
         }
+        capture.intervals = joiner.finish();
         if skipped > MAX_NOTES as u64 {
             capture.notes.push(format!(
                 "{skipped} blocks of unknown types were skipped in all"
@@ -202,13 +222,14 @@ impl Capture {
         Ok(capture)
     }
 
-    /// Takes in one block; gives the close when it was one.
+    /// Takes in one block; gives the close when it was one. `keep` takes an interval and gives the
+    /// memory that all of them need now, in bytes.
     fn take<R: Read>(
         &mut self,
-        blocks: &mut Blocks<R>,
-        block_type: u32,
-        payload: &[u8],
+        (block_type, payload): (u32, &[u8]),
         skipped: &mut u64,
+        blocks: &mut Blocks<R>,
+        keep: impl FnOnce(schema::Interval) -> u64,
     ) -> Result<Option<schema::Close>, Damage> {
         match block_type {
             BLOCK_HEADER => return Err(Damage::Order("a second header block")),
@@ -216,20 +237,12 @@ impl Capture {
                 let before = blocks.memory_left;
                 let interval: schema::Interval = blocks.decode(payload)?;
                 blocks.intervals_charge += before - blocks.memory_left;
-                if self
-                    .intervals
-                    .last()
-                    .is_some_and(|last| last.index >= interval.index)
-                {
+                if blocks.last_index >= Some(interval.index) {
                     return Err(Damage::Order("the interval's index does not rise"));
                 }
-                self.intervals.push(interval);
+                blocks.last_index = Some(interval.index);
+                blocks.recharge(keep(interval));
                 self.intervals_read += 1;
-                let limit = blocks.limits.intervals.max(4);
-                if self.intervals.len() > limit {
-                    self.intervals = coarsen::halve(std::mem::take(&mut self.intervals));
-                    blocks.recharge(self.intervals.iter().map(coarsen::held).sum());
-                }
             }
             BLOCK_SYMBOLS => self.symbols = Some(blocks.decode(payload)?),
             BLOCK_CLOSE => return Ok(Some(blocks.decode(payload)?)),
@@ -263,6 +276,8 @@ struct Blocks<R> {
     memory_left: u64,
     /// What of the memory is charged for intervals.
     intervals_charge: u64,
+    /// Index of the last interval.
+    last_index: Option<u32>,
 }
 
 impl<R: Read> Blocks<R> {

@@ -396,6 +396,12 @@ fn long_captures_are_joined() {
         capture.intervals.last().unwrap().go_buckets[0].allocs,
         9_999
     );
+    let indexes = capture.intervals.iter().map(|interval| interval.index);
+    let indexes: Vec<_> = indexes.skip(1).collect();
+    let mut steps = indexes.windows(2).map(|pair| pair[1] - pair[0]);
+    let first = steps.next();
+    steps.next_back();
+    assert!(steps.all(|step| Some(step) == first), "{indexes:?}");
     let deltas = || {
         capture
             .intervals

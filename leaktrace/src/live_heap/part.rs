@@ -8,14 +8,24 @@ use crate::capture::schema::Kind;
 /// Running totals of a part at the end of a slot.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Totals {
-    pub(super) slot: usize,
+    pub(super) slot: u32,
     pub(super) allocs: Count,
     pub(super) frees: Count,
     pub(super) proven: u64,
+    /// The runtime counts this site, too, but these are the probes' counts.
+    pub(super) by_probes_only: bool,
+}
+
+/// Objects that died, by slots of birth and of death.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Death {
+    pub(super) born: u32,
+    pub(super) died: u32,
+    pub(super) count: Count,
 }
 
 /// The history of one site of the capture.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Part {
     /// Its number in the capture.
     pub site: u32,
@@ -30,10 +40,10 @@ pub struct Part {
     /// Totals where they changed, slots rising.
     pub(super) history: Vec<Totals>,
     pub(super) has_bucket: bool,
-    /// Births that probes saw, by slot; slot 0 is what the attach found.
-    pub(super) births: BTreeMap<usize, Count>,
-    /// Deaths that probes saw, by slots of birth and of death.
-    pub(super) deaths: BTreeMap<(usize, usize), Count>,
+    /// Births that probes saw, slots rising; slot 0 is what the attach found.
+    pub(super) births: Vec<(usize, Count)>,
+    /// Deaths that probes saw; once all are there, by slots of birth and of death.
+    pub(super) deaths: Vec<Death>,
     /// All births and deaths that probes saw since the attach.
     pub(super) seen: (Count, Count),
 }
@@ -75,14 +85,14 @@ impl Part {
     /// Births by slot. Where the probes missed most of them, those the runtime counted.
     pub(super) fn births_with_attach(&self) -> BTreeMap<usize, Count> {
         let attach = self.at_attach();
-        let mut births = self.births.clone();
+        let mut births: BTreeMap<usize, Count> = self.births.iter().copied().collect();
         if self.unseen().0 > self.seen.0.objects {
             births.clear();
             let mut before = attach;
             for totals in self.history.iter().filter(|totals| totals.slot > 0) {
                 let born = totals.allocs.less(before.allocs);
                 births
-                    .entry(totals.slot)
+                    .entry(totals.slot as usize)
                     .or_default()
                     .add(born.objects, born.bytes);
                 before = *totals;
@@ -105,15 +115,81 @@ impl Part {
 
     /// Deaths of objects born in a slot.
     pub(super) fn died(&self, born: usize) -> Count {
-        died(&self.deaths, born)
+        let first = self
+            .deaths
+            .partition_point(|death| (death.born as usize) < born);
+        let deaths = self.deaths[first..].iter();
+        let mut died = Count::default();
+        for death in deaths.take_while(|death| death.born as usize == born) {
+            died.add(death.count.objects, death.count.bytes);
+        }
+        died
     }
-}
 
-/// Sum of the deaths of objects born in a slot.
-pub(super) fn died(deaths: &BTreeMap<(usize, usize), Count>, born: usize) -> Count {
-    let mut died = Count::default();
-    for (_, count) in deaths.range((born, 0)..=(born, usize::MAX)) {
-        died.add(count.objects, count.bytes);
+    /// The totals of a slot, carried over from the one before.
+    pub(super) fn totals(&mut self, slot: usize) -> &mut Totals {
+        let last = self.history.last().copied().unwrap_or_default();
+        let slot = slot as u32;
+        if self.history.is_empty() || last.slot != slot {
+            self.history.push(Totals { slot, ..last });
+        }
+        let index = self.history.len() - 1;
+        &mut self.history[index]
     }
-    died
+
+    /// The births of a slot, the last one so far.
+    pub(super) fn born(&mut self, slot: usize) -> &mut Count {
+        if self.births.last().is_none_or(|last| last.0 != slot) {
+            self.births.push((slot, Count::default()));
+        }
+        let index = self.births.len() - 1;
+        &mut self.births[index].1
+    }
+
+    /// Entries held.
+    pub(super) fn records(&self) -> usize {
+        self.history.len() + self.births.len() + self.deaths.len()
+    }
+
+    /// Sorts the deaths, and puts together those of the same slots.
+    pub(super) fn join_deaths(&mut self) {
+        self.deaths
+            .sort_unstable_by_key(|death| (death.born, death.died));
+        self.deaths.dedup_by(|next, first| {
+            let is_same = (next.born, next.died) == (first.born, first.died);
+            if is_same {
+                first.count.add(next.count.objects, next.count.bytes);
+            }
+            is_same
+        });
+    }
+
+    /// Joins the slots two by two, the attach left out: 1 and 2 become 1.
+    pub(super) fn halve(&mut self) {
+        self.history.dedup_by(|next, first| {
+            let is_same = next.slot.div_ceil(2) == first.slot.div_ceil(2);
+            if is_same {
+                *first = *next;
+            }
+            is_same
+        });
+        for totals in &mut self.history {
+            totals.slot = totals.slot.div_ceil(2);
+        }
+        self.births.dedup_by(|next, first| {
+            let is_same = next.0.div_ceil(2) == first.0.div_ceil(2);
+            if is_same {
+                first.1.add(next.1.objects, next.1.bytes);
+            }
+            is_same
+        });
+        for (slot, _) in &mut self.births {
+            *slot = slot.div_ceil(2);
+        }
+        for death in &mut self.deaths {
+            death.born = death.born.div_ceil(2);
+            death.died = death.died.div_ceil(2);
+        }
+        self.join_deaths();
+    }
 }

@@ -72,8 +72,8 @@ fn curve(site: &SiteHistory, last: usize, age: impl Fn(usize, usize) -> f64) -> 
         let exits = &mut exits.entry(key(born, died)).or_default().0;
         *exits = exits.saturating_add(count.objects);
     }
-    for (&born, &count) in site.births.range(1..) {
-        let alive = count.less(site.died(born)).objects;
+    for (born, count, died) in site.cohorts().filter(|(born, ..)| *born > 0) {
+        let alive = count.less(died).objects;
         if alive > 0 {
             let exits = &mut exits.entry(key(born, last)).or_default().1;
             *exits = exits.saturating_add(alive);

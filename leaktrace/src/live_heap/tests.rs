@@ -2,7 +2,8 @@ use super::*;
 use crate::capture::Ended;
 use crate::capture::schema::SiteDelta;
 use crate::capture::schema::{
-    Close, CohortFrees, GoBucket, GoClass, GoInfo, GoOwnSampling, Header, Interval, Site, Target,
+    Close, CohortFrees, GoBucket, GoClass, GoInfo, GoOwnSampling, Header, Interval, Sampling, Site,
+    Target,
 };
 
 const RATE: u64 = 512 << 10;
@@ -134,7 +135,7 @@ fn mappings_are_exact() {
         (Some(1), None, false)
     );
     assert_eq!(
-        after.died(1),
+        after.cohorts().find(|cohort| cohort.0 == 1).unwrap().2,
         Count {
             objects: 1,
             bytes: 4096
@@ -365,6 +366,13 @@ fn long_captures_take_bounded_slots() {
         heap.timeline.times.len()
     );
     assert_eq!(heap.timeline.duration_s(), 5000.0);
+    let mut steps = heap.timeline.times.windows(2).map(|pair| pair[1] - pair[0]);
+    let first = steps.next();
+    steps.next_back();
+    assert!(
+        steps.all(|step| Some(step) == first),
+        "time is resolved evenly"
+    );
     let site = &heap.merge(|_| ())[0];
     assert_eq!(site.live_count.objects, 0);
     assert_eq!(

@@ -12,7 +12,7 @@ use super::symbols::{FrameKey, FrameRef, SymbolTable};
 use super::{goroutines, memory};
 use crate::capture::Capture;
 use crate::capture::schema::{self, Site};
-use crate::live_heap::{Age, LiveHeap, SiteHistory, Timeline};
+use crate::live_heap::{Age, LiveHeap, SiteHistory, Survival};
 use crate::loss;
 use crate::series;
 use crate::verdict::{Facts, Owner, Verdict, judge};
@@ -29,6 +29,9 @@ pub struct ReportOptions {
     pub kinds: Vec<Kind>,
     /// Only these verdicts; empty: all.
     pub verdicts: Vec<Verdict>,
+    /// Sites, by rank, that get their stack; those behind them have none. Stacks are most of what a
+    /// report takes.
+    pub stacks: usize,
 }
 
 impl Default for ReportOptions {
@@ -38,6 +41,7 @@ impl Default for ReportOptions {
             older: Duration::from_secs(30),
             kinds: Vec::new(),
             verdicts: Vec::new(),
+            stacks: usize::MAX,
         }
     }
 }
@@ -75,7 +79,17 @@ pub fn build(
     symbols: Option<&schema::Symbols>,
     options: &ReportOptions,
 ) -> Report {
-    build_detailed(capture, symbols, options).report
+    build_from(capture, LiveHeap::from_capture(capture), symbols, options)
+}
+
+/// Builds the report of a capture whose deltas and buckets went into `heap` while it was read.
+pub fn build_from(
+    capture: &Capture,
+    heap: LiveHeap,
+    symbols: Option<&schema::Symbols>,
+    options: &ReportOptions,
+) -> Report {
+    assemble(capture, heap, symbols, options, drop).report
 }
 
 /// The same with what the sites were made from.
@@ -85,6 +99,30 @@ pub fn build_detailed<'a>(
     options: &ReportOptions,
 ) -> Detailed<'a> {
     let heap = LiveHeap::from_capture(capture);
+    let assembled = assemble(capture, heap, symbols, options, |history| history);
+    Detailed {
+        report: assembled.report,
+        histories: assembled.kept,
+        heap: assembled.heap,
+        stacks: assembled.stacks,
+    }
+}
+
+/// A report, and what is kept of each site's history.
+struct Assembled<'a, H> {
+    report: Report,
+    kept: Vec<H>,
+    heap: LiveHeap,
+    stacks: Stacks<'a>,
+}
+
+fn assemble<'a, H>(
+    capture: &'a Capture,
+    heap: LiveHeap,
+    symbols: Option<&'a schema::Symbols>,
+    options: &ReportOptions,
+    keep: impl Fn(SiteHistory) -> H,
+) -> Assembled<'a, H> {
     let table = SymbolTable::new(capture, symbols);
     let losses = losses(capture);
     let stacks = Stacks::new(capture, table);
@@ -93,13 +131,13 @@ pub fn build_detailed<'a>(
         .filter_map(|cause| losses.get(*cause))
         .sum();
 
-    let histories = heap.merge(|part| stacks.key(part.site));
-    let mut sites: Vec<_> = histories
-        .into_iter()
+    let mut sites: Vec<_> = heap
+        .merged(|part| stacks.key(part.site))
         .filter(|history| history.live_count.bytes > 0 || !history.births.is_empty())
         .map(|history| {
             let site = site(&history, &heap, &stacks, options.older, lost_events);
-            (site, history)
+            let first = history.sites.first().copied().unwrap_or_default();
+            (site, (first, keep(history)))
         })
         .collect();
     sites.sort_by(|(a, _), (b, _)| {
@@ -123,6 +161,9 @@ pub fn build_detailed<'a>(
         (options.kinds.is_empty() || options.kinds.contains(&site.kind))
             && (options.verdicts.is_empty() || options.verdicts.contains(&site.verdict))
     });
+    for (site, (first, _)) in sites.iter_mut().take(options.stacks) {
+        stacks.fill(*first, site);
+    }
 
     let goroutines = options
         .kinds
@@ -136,7 +177,7 @@ pub fn build_detailed<'a>(
         });
     }
     let target = target(capture);
-    let (sites, histories) = sites.into_iter().unzip();
+    let (sites, kept): (Vec<_>, Vec<_>) = sites.into_iter().unzip();
     let report = Report {
         schema: SCHEMA,
         window: window(capture, &heap, target.go.is_some()),
@@ -149,9 +190,9 @@ pub fn build_detailed<'a>(
         limits: limits(capture),
         notes: capture.notes.clone(),
     };
-    Detailed {
+    Assembled {
         report,
-        histories,
+        kept: kept.into_iter().map(|(_, kept)| kept).collect(),
         heap,
         stacks,
     }
@@ -211,6 +252,15 @@ impl<'a> Stacks<'a> {
             .collect()
     }
 
+    /// Writes a site's frames into its report.
+    fn fill(&self, site: u32, report: &mut SiteReport) {
+        let (allocator, program) = self.frames(site);
+        let name = |frame: &FrameRef| self.table.function(*frame).unwrap_or_default().to_owned();
+        report.allocator_frames = allocator.iter().map(name).collect();
+        let frames = program.into_iter();
+        report.stack = frames.map(|frame| self.table.frame(frame)).collect();
+    }
+
     /// Whether the outermost frame is where a thread begins: a walk that broke there lost nothing.
     fn is_whole(&self, program: &[FrameRef]) -> bool {
         let outermost = program.last().and_then(|&frame| self.table.function(frame));
@@ -238,7 +288,7 @@ fn site(
 ) -> SiteReport {
     let kind = Kind::from(history.kind);
     let first = history.sites.first().copied().unwrap_or_default();
-    let (allocator, program) = stacks.frames(first);
+    let program = stacks.frames(first).1;
     let owner = stacks.owner(history.kind, &program);
     let is_whole = owner == Owner::GoRuntimeHeap || stacks.is_whole(&program);
     let judgement = judge(&Facts {
@@ -254,7 +304,6 @@ fn site(
         .map(|(&t, &live)| (milli(t), live.round() as u64))
         .collect();
     let whole = |value: f64| value.round().max(0.0) as u64;
-    let function = |frame: &FrameRef| stacks.table.function(*frame).unwrap_or_default().to_owned();
     SiteReport {
         rank: 0,
         kind,
@@ -279,7 +328,7 @@ fn site(
         attach_bytes: whole(history.preexisting_bytes),
         oldest_s: milli(history.oldest_s(&heap.timeline)),
         gc_cycles_survived: history.collections_survived(&heap.timeline),
-        survival: survival(history, &heap.timeline),
+        survival: survival(judgement.survival),
         estimate: EstimateReport {
             sampled: history.sampled,
             rate_bytes: history.rate,
@@ -288,11 +337,8 @@ fn site(
             high_bytes: whole(history.live.high),
         },
         series: series::thin(&points, SERIES_POINTS),
-        stack: program
-            .iter()
-            .map(|&frame| stacks.table.frame(frame))
-            .collect(),
-        allocator_frames: allocator.iter().map(function).collect(),
+        stack: Vec::new(),
+        allocator_frames: Vec::new(),
         stack_truncated: record.is_some_and(|site| site.truncated),
         stack_incomplete: record
             .map(|site| site.incomplete.clone())
@@ -300,8 +346,7 @@ fn site(
     }
 }
 
-fn survival(history: &SiteHistory, timeline: &Timeline) -> SurvivalReport {
-    let survival = history.survival(timeline);
+fn survival(survival: Survival) -> SurvivalReport {
     let points = |ages: Vec<Age>| {
         let points = ages.iter();
         let points = points.map(|age| (milli(age.age), milli(age.alive), age.followed));

@@ -22,7 +22,7 @@ pub mod check;
 pub mod json;
 pub mod text;
 
-pub use build::{Detailed, ReportOptions, build, build_detailed};
+pub use build::{Detailed, ReportOptions, build, build_detailed, build_from};
 pub use schema::{
     EstimateReport, Frame, GoReport, Kind, LimitReport, MemoryReport, Report, SCHEMA, SiteReport,
     Summary, SurvivalReport, TargetReport, WindowReport,

@@ -178,8 +178,8 @@ fn cohorts(site: usize, history: &SiteHistory, timeline: &Timeline) -> Vec<Cohor
         count,
     };
     let mut cohorts = BTreeMap::new();
-    for (&born, &count) in &history.births {
-        let alive = count.less(history.died(born));
+    for (born, count, died) in history.cohorts() {
+        let alive = count.less(died);
         if alive != Count::default() {
             cohorts.insert((born, None), cohort(born, None, alive));
         }
