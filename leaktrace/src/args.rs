@@ -133,6 +133,9 @@ pub(crate) struct Report {
     /// How many sites to show.
     #[arg(short = 'n', long = "sites", default_value = "20", value_name = "N")]
     pub(crate) sites: usize,
+    /// Every frame of a stack, not only the program's own.
+    #[arg(short = 'v', long)]
+    pub(crate) all_frames: bool,
     #[command(flatten)]
     pub(crate) selection: Selection,
     /// Exit with 3 if any site, or any group of goroutines, is a leak.

@@ -3,9 +3,10 @@
 mod args;
 mod exporting;
 mod reading;
+mod terminal;
 
 use std::{
-    io::{self, IsTerminal as _, Write as _},
+    io::{self, Write as _},
     path::Path,
     process::ExitCode,
 };
@@ -17,7 +18,7 @@ use leaktrace::{
     loader::LoadError,
     plan::Plan,
     record::{self, Progress},
-    report::{self, Report, ReportOptions, text::TextOptions},
+    report::{self, Report, ReportOptions},
     target::{SwitchError, Target, TargetError},
     verdict::Verdict,
 };
@@ -94,7 +95,7 @@ fn record(args: &args::Record) -> Result<u8> {
     let recorded = record::record(&args.options(), &mut progress)?;
     if !args.quiet {
         let report = read_report(&recorded.file, &ReportOptions::default(), &[])?;
-        print_text(&report, 3)?;
+        print_text(&report, 3, false)?;
         eprintln!(
             "leaktrace: read on with `leaktrace report {}`",
             recorded.file.display()
@@ -117,7 +118,7 @@ fn show(args: &args::Report) -> Result<u8> {
         .chain(groups.filter_map(|group| group.verdict))
         .any(|verdict| verdict == Verdict::Leak);
     match args.format {
-        Format::Text => print_text(&report, args.sites)?,
+        Format::Text => print_text(&report, args.sites, args.all_frames)?,
         Format::Json => {
             report.sites.truncate(args.sites);
             report::json::write(&report, io::stdout().lock())?;
@@ -179,15 +180,9 @@ fn check(args: &args::Check) -> Result<u8> {
     }
 }
 
-fn print_text(report: &Report, sites: usize) -> Result<()> {
-    let stdout = io::stdout();
-    let no_colour = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-    let options = TextOptions {
-        top: sites,
-        colour: stdout.is_terminal() && !no_colour,
-        ..TextOptions::default()
-    };
-    report::text::write(report, options, stdout.lock())?;
+fn print_text(report: &Report, sites: usize, all_frames: bool) -> Result<()> {
+    let options = terminal::text_options(sites, all_frames);
+    report::text::write(report, options, io::stdout().lock())?;
     Ok(())
 }
 

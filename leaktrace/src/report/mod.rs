@@ -14,6 +14,7 @@ pub(crate) mod human;
 mod schema;
 mod symbols;
 mod stack;
+pub mod fold;
 mod head;
 mod build;
 mod memory;

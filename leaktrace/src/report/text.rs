@@ -1,11 +1,14 @@
 //! The report as text for a terminal.
 
+mod glyphs;
+mod site;
+
 use std::fmt::Write as _;
 use std::io::{self, Write};
 
 use jiff::Timestamp;
 
-use super::schema::{Frame, Report, SamplerSwitchReport, SiteReport};
+use super::schema::{Report, SamplerSwitchReport};
 use super::{goroutines, human, memory};
 use crate::loss;
 use crate::verdict::Verdict;
@@ -17,8 +20,14 @@ pub struct TextOptions {
     pub top: usize,
     /// ANSI colours.
     pub colour: bool,
-    /// Columns of the terminal; prose is wrapped, names never are.
+    /// Columns; prose is wrapped to them, names are not.
     pub width: usize,
+    /// Cut names in the middle where a line would be wider.
+    pub shorten: bool,
+    /// Signs beyond ASCII.
+    pub unicode: bool,
+    /// Every frame, not only the program's own.
+    pub all_frames: bool,
 }
 
 impl Default for TextOptions {
@@ -27,12 +36,17 @@ impl Default for TextOptions {
             top: 20,
             colour: false,
             width: 100,
+            shorten: false,
+            unicode: true,
+            all_frames: false,
         }
     }
 }
 
 const BOLD: &str = "1";
 const DIM: &str = "2";
+/// Names are not cut to fewer columns, however narrow the terminal is.
+const MIN_NAME: usize = 16;
 /// A space at which a line is not broken.
 const KEEP: &str = "\u{a0}";
 
@@ -48,6 +62,9 @@ pub fn write<W: Write>(report: &Report, options: TextOptions, mut out: W) -> io:
     }
     page.goroutines(report);
     page.foot(report);
+    if !options.unicode {
+        page.text = glyphs::in_ascii(&page.text);
+    }
     out.write_all(page.text.as_bytes())
 }
 
@@ -66,6 +83,7 @@ impl Page {
             escape(&target.runtime),
             escape(&target.exe)
         );
+        let title = self.fit(&title, self.options.width);
         let title = self.paint(BOLD, &title);
         self.line(&title);
         if let Some(go) = &target.go {
@@ -144,117 +162,6 @@ impl Page {
         self.line("");
     }
 
-    fn site(&mut self, site: &SiteReport) {
-        let colour = match site.verdict {
-            Verdict::Leak => "1;31",
-            Verdict::Growing => "33",
-            Verdict::Unknown => "36",
-            Verdict::Steady => "32",
-        };
-        let verdict = self.paint(colour, &site.verdict.to_string().to_uppercase());
-        let interval = if site.estimate.sampled {
-            format!(
-                " ({} to {}, {})",
-                human::bytes(site.estimate.low_bytes as f64),
-                human::bytes(site.estimate.high_bytes as f64),
-                human::count(site.estimate.samples, "sample")
-            )
-        } else {
-            String::new()
-        };
-        let live = self.paint(BOLD, &human::bytes(site.live_bytes as f64));
-        let objects = human::count(site.live_objects, "object");
-        self.line(&format!(
-            "#{} {verdict} {} {live} live{interval}, {objects}",
-            site.rank, site.kind
-        ));
-
-        let per_s = site.growth_bytes_per_s;
-        let mut figures = vec![
-            format!(
-                "growth {}/s, {}/h",
-                human::bytes(per_s),
-                human::bytes(per_s * 3600.0)
-            ),
-            format!(
-                "{} since the attach",
-                human::bytes(site.growth_bytes as f64)
-            ),
-            format!(
-                "allocated {}, freed {}",
-                human::bytes(site.alloc_bytes as f64),
-                human::bytes(site.freed_bytes as f64)
-            ),
-        ];
-        if site.attach_bytes > 0 {
-            figures.push(format!(
-                "preexisting {} of {}",
-                human::bytes(site.preexisting_bytes as f64),
-                human::bytes(site.attach_bytes as f64)
-            ));
-        }
-        if site.live_bytes > 0 {
-            figures.push(format!("oldest {}", human::seconds(site.oldest_s)));
-        }
-        if let Some(survived) = site.gc_cycles_survived.filter(|_| site.live_bytes > 0) {
-            figures.push(format!(
-                "survived {}",
-                human::count(survived.into(), "collection")
-            ));
-        }
-        if let Some(proven) = site.proven_bytes {
-            figures.push(format!("proven {}", human::bytes(proven as f64)));
-        }
-        let figures: Vec<_> = figures
-            .iter()
-            .map(|figure| figure.replace(' ', KEEP))
-            .collect();
-        self.prose("   ", &figures.join(" · "));
-        self.stack(site);
-        for reason in &site.evidence {
-            self.prose("   - ", &escape(reason));
-        }
-        self.line("");
-    }
-
-    fn stack(&mut self, site: &SiteReport) {
-        let names: Vec<_> = site.stack.iter().map(name_of).collect();
-        let column = names
-            .iter()
-            .map(|name| name.chars().count())
-            .max()
-            .unwrap_or_default()
-            .min(48);
-        if !site.allocator_frames.is_empty() {
-            let folded = format!("     ({})", escape(&site.allocator_frames.join(" < ")));
-            let folded = self.paint(DIM, &folded);
-            self.line(&folded);
-        }
-        for (frame, name) in site.stack.iter().zip(&names) {
-            let inlined = if frame.inlined { " (inlined)" } else { "" };
-            let place = place_of(frame);
-            let line = format!("     {name:column$}  {place}{inlined}");
-            self.line(line.trim_end());
-        }
-        if site.stack.is_empty() {
-            let none = if site.preexisting_bytes > 0 {
-                "     no stack: memory from before the attach"
-            } else {
-                "     no stack was kept"
-            };
-            self.line(none);
-        }
-        if site.stack_truncated {
-            self.line("     … deeper frames were cut");
-        }
-        if let Some(reason) = &site.stack_incomplete {
-            self.line(&format!(
-                "     … outer frames are missing: {}",
-                escape(reason)
-            ));
-        }
-    }
-
     fn foot(&mut self, report: &Report) {
         let hidden = report.sites.len().saturating_sub(self.options.top);
         if hidden > 0 {
@@ -315,7 +222,7 @@ impl Page {
         let mut column = indent;
         self.text.push_str(prefix);
         for (index, word) in text.split(' ').enumerate() {
-            let len = word.chars().count();
+            let len = columns(word);
             if index > 0 && column + 1 + len > width {
                 let _ = write!(self.text, "\n{:indent$}", "");
                 column = indent;
@@ -327,6 +234,14 @@ impl Page {
             column += len;
         }
         self.text.push('\n');
+    }
+
+    /// A name in the width it is given, if it is to be cut to one.
+    fn fit(&self, name: &str, width: usize) -> String {
+        match self.options.shorten {
+            true => glyphs::shorten(name, width.max(MIN_NAME)),
+            false => name.to_owned(),
+        }
     }
 
     fn paint(&self, code: &str, text: &str) -> String {
@@ -356,36 +271,12 @@ fn sampler_switch(switch: &SamplerSwitchReport) -> String {
     format!("{beginning}, one object in {rate}; {end}")
 }
 
-fn name_of(frame: &Frame) -> String {
-    match &frame.function {
-        Some(function) => escape(function),
-        None => format!("{:#x}", frame.address),
-    }
-}
-
-fn place_of(frame: &Frame) -> String {
-    let line = frame
-        .line
-        .map(|line| format!(":{line}"))
-        .unwrap_or_default();
-    let module = || {
-        let module = frame.module.as_ref()?;
-        let offset = frame
-            .offset
-            .map(|offset| format!("+{offset:#x}"))
-            .unwrap_or_default();
-        Some(format!("{}{offset}", escape(module)))
-    };
-    let place = match &frame.file {
-        Some(file) => format!("{}{line}", escape(file)),
-        None => module().unwrap_or_default(),
-    };
-    match &frame.reason {
-        Some(reason) => format!("{place} ({})", escape(reason))
-            .trim_start()
-            .to_owned(),
-        None => place,
-    }
+/// Columns that a word takes: colours take none.
+fn columns(word: &str) -> usize {
+    let mut parts = word.split('\x1b');
+    let plain = parts.next().unwrap_or_default().chars().count();
+    let coloured = parts.map(|part| part.split_once('m').map_or(part, |(_, text)| text));
+    plain + coloured.map(|text| text.chars().count()).sum::<usize>()
 }
 
 /// Makes a name harmless for a terminal: control characters, and those that change the direction
