@@ -27,6 +27,8 @@ pub(crate) enum Command {
     Report(Report),
     /// Write what a capture file says in the form of another tool.
     Export(Export),
+    /// Compare two captures: what grew, what is new, what is gone.
+    Diff(Diff),
     /// Goroutines of a Go process, or of a capture: what they wait for, where, and who made them.
     Goroutines(Goroutines),
     /// Say what the host has, and what record would do to a process; attaches nothing.
@@ -257,6 +259,23 @@ impl From<Value> for export::Value {
             Value::Growth => Self::Growth,
         }
     }
+}
+
+#[derive(clap::Args)]
+pub(crate) struct Diff {
+    /// Capture file to compare with.
+    pub(crate) base: PathBuf,
+    /// Capture file to compare.
+    pub(crate) file: PathBuf,
+    /// Form of the result.
+    #[arg(long, value_enum, default_value = "text")]
+    pub(crate) format: Format,
+    /// How many of the sites that changed to show, as text.
+    #[arg(short = 'n', long = "sites", default_value = "20", value_name = "N")]
+    pub(crate) sites: usize,
+    /// Every frame of a stack, not only the program's own.
+    #[arg(short = 'v', long)]
+    pub(crate) all_frames: bool,
 }
 
 #[derive(clap::Args)]

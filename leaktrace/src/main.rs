@@ -41,6 +41,7 @@ fn main() -> ExitCode {
         Command::Record(args) => record(&args),
         Command::Report(args) => show(&args),
         Command::Export(args) => export(&args),
+        Command::Diff(args) => diff(&args),
         Command::Goroutines(args) => look(&args),
         Command::Check(args) => check(&args),
     };
@@ -140,6 +141,22 @@ fn export(args: &args::Export) -> Result<u8> {
     let symbols = symbols(&capture, &selection.debug_dir);
     let detailed = report::build_detailed(&capture, Some(&symbols), &selection.options());
     exporting::export(args, &capture, &detailed)?;
+    Ok(DONE)
+}
+
+fn diff(args: &args::Diff) -> Result<u8> {
+    let options = ReportOptions::default();
+    let base = read_report(&args.base, &options, &[])?;
+    let file = read_report(&args.file, &options, &[])?;
+    let diff = report::diff::diff(&base, &file);
+    let mut out = io::stdout().lock();
+    match args.format {
+        Format::Text => {
+            let options = terminal::text_options(args.sites, args.all_frames);
+            report::text::write_diff(&diff, options, &mut out)?;
+        }
+        Format::Json => report::json::write(&diff, &mut out)?,
+    }
     Ok(DONE)
 }
 

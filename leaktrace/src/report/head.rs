@@ -10,7 +10,18 @@ use crate::live_heap::LiveHeap;
 
 pub(super) fn target(capture: &Capture) -> TargetReport {
     let target = capture.header.target.clone().unwrap_or_default();
+    let mut modules = capture.intervals.iter().flat_map(|i| &i.modules);
+    let build_id = modules
+        .find(|module| module.path == target.exe)
+        .map(|module| module.build_id.clone());
+    let header = &capture.header;
+    let boot_ns = header
+        .start_unix_ns
+        .saturating_sub(header.start_monotonic_ns);
     TargetReport {
+        build_id: build_id.filter(|id| !id.is_empty()),
+        start_ticks: target.start_ticks,
+        boot_unix_s: boot_ns / 1_000_000_000,
         pid: target.pid,
         comm: target.comm,
         exe: target.exe,

@@ -22,6 +22,7 @@ pub mod goroutines;
 pub mod check;
 pub mod json;
 pub mod text;
+pub mod diff;
 
 pub use build::{Detailed, ReportOptions, build, build_detailed, build_from};
 pub use schema::{

@@ -49,6 +49,16 @@ pub struct TargetReport {
     pub comm: String,
     /// Path of its executable.
     pub exe: String,
+    /// Build id of that file; absent if it has none, or it was not read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub build_id: Option<String>,
+    /// When the process was started, in clock ticks since the machine was: with `pid` and `boot_unix_s` it
+    /// names the process.
+    #[serde(default)]
+    pub start_ticks: u64,
+    /// Wall clock when the machine was started, in seconds since 1970, as far as clocks were not set since.
+    #[serde(default)]
+    pub boot_unix_s: u64,
     /// `go1.27.3` or `native`.
     pub runtime: String,
     /// Go targets only.

@@ -1,5 +1,6 @@
 //! The report as text for a terminal.
 
+mod diff;
 mod glyphs;
 mod site;
 
@@ -42,6 +43,8 @@ impl Default for TextOptions {
         }
     }
 }
+
+pub use diff::write_diff;
 
 const BOLD: &str = "1";
 const DIM: &str = "2";
