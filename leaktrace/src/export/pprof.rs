@@ -158,12 +158,13 @@ fn parts<'a>(
         .collect()
 }
 
-/// The frames that Go's own profile shows of a stack.
+/// The frames that Go's own profile shows of a stack: not the one that every goroutine begins with.
 fn as_go_does(mut frames: Vec<Frame>) -> Vec<Frame> {
     let is_runtime = |frame: &Frame| {
         let name = frame.function.as_deref().unwrap_or_default();
         name.starts_with("runtime.") || name.starts_with("internal/runtime/")
     };
+    frames.retain(|frame| frame.function.as_deref() != Some("runtime.goexit"));
     let hidden = frames.iter().take_while(|frame| is_runtime(frame)).count();
     if hidden < frames.len() {
         frames.drain(..hidden);
@@ -398,6 +399,8 @@ mod tests {
             begin(&["runtime.malg", "runtime.main"]).unwrap(),
             "runtime.malg"
         );
+        let main = as_go_does(frames(&["main.main", "runtime.main", "runtime.goexit"]));
+        assert_eq!(main.len(), 2);
         assert!(as_go_does(Vec::new()).is_empty());
     }
 
