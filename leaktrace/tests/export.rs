@@ -1,9 +1,10 @@
 //! Exports of captures recorded from real processes: each adds up to the report, and nothing that a
 //! program calls its functions can do harm in any of them.
 
-use std::{collections::BTreeMap, sync::Mutex};
+use std::{collections::BTreeMap, io::Read as _, sync::Mutex};
 
 use bytes::Bytes;
+use flate2::read::GzDecoder;
 use leaktrace::{
     capture::Capture,
     export::{self, Value},
@@ -13,6 +14,7 @@ use parquet::{
     file::reader::{FileReader as _, SerializedFileReader},
     record::{Field, Row},
 };
+use prost::Message as _;
 use serde_json::Value as Json;
 
 const VALUES: [Value; 5] = [
@@ -171,6 +173,59 @@ impl log::Log for Warnings {
     }
 
     fn flush(&self) {}
+}
+
+/// Of a profile, what the test looks at.
+#[derive(prost::Message)]
+struct Profile {
+    #[prost(message, repeated, tag = "1")]
+    sample_type: Vec<ValueType>,
+    #[prost(message, repeated, tag = "2")]
+    sample: Vec<Sample>,
+    #[prost(string, repeated, tag = "6")]
+    string_table: Vec<String>,
+    #[prost(int64, tag = "14")]
+    default_sample_type: i64,
+}
+
+#[derive(prost::Message)]
+struct ValueType {
+    #[prost(int64, tag = "1")]
+    name: i64,
+}
+
+#[derive(prost::Message)]
+struct Sample {
+    #[prost(int64, repeated, tag = "2")]
+    value: Vec<i64>,
+}
+
+#[test]
+fn a_profile_adds_up_and_its_names_do_no_harm() {
+    for capture in captures() {
+        let detailed = detailed(&capture);
+        for value in VALUES {
+            let mut out = Vec::new();
+            export::pprof::write(&detailed, &capture, value, &mut out)
+                .expect("memory does not fail");
+            let mut bytes = Vec::new();
+            let read = GzDecoder::new(&out[..]).read_to_end(&mut bytes);
+            read.expect("a profile is compressed by gzip");
+            let profile = Profile::decode(&bytes[..]).expect("a profile");
+            let default = profile.default_sample_type;
+            let mut types = profile.sample_type.iter();
+            let column = types.position(|value_type| value_type.name == default);
+            let column = column.expect("the value is one of the types");
+            let values = profile.sample.iter().map(|sample| sample.value[column]);
+            assert_eq!(
+                values.sum::<i64>(),
+                total(&detailed.report, value),
+                "{value}"
+            );
+            let mut strings = profile.string_table.iter();
+            assert!(!strings.any(|text| text.contains(char::is_control)));
+        }
+    }
 }
 
 fn to_json(row: &Row) -> Json {
