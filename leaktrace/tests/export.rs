@@ -228,6 +228,19 @@ fn a_profile_adds_up_and_its_names_do_no_harm() {
     }
 }
 
+#[test]
+fn json_has_every_name_and_nothing_that_a_terminal_obeys() {
+    for report in captures().iter().map(build) {
+        let mut out = Vec::new();
+        export::json::write(&report, &mut out).expect("memory does not fail");
+        let text = String::from_utf8(out).expect("JSON is text");
+        let obeyed = |c: char| (c.is_control() && c != '\n') || c == '\u{202e}';
+        assert!(!text.contains(obeyed));
+        let read: Json = serde_json::from_str(&text).expect("JSON");
+        assert_eq!(read, serde_json::to_value(&report).unwrap());
+    }
+}
+
 fn to_json(row: &Row) -> Json {
     let cells = row.get_column_iter().map(|(name, field)| {
         let value = match field {
