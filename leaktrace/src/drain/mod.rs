@@ -13,7 +13,7 @@ mod goroutines;
 use std::collections::{BTreeMap, HashMap};
 
 use leaktrace_common::{
-    EVENT_EXEC, EVENT_GC, KIND_GO_HEAP, KIND_GOROUTINE, SiteCounters, StackId, VmEvent,
+    EVENT_EXEC, EVENT_GC, KIND_GO_HEAP, KIND_GOROUTINE, Ktime, SiteCounters, StackId, VmEvent,
 };
 
 use crate::{
@@ -23,6 +23,7 @@ use crate::{
     live_heap,
     loader::LoadError,
     loss,
+    record::monotonic_ns,
 };
 
 pub use self::{
@@ -319,16 +320,17 @@ impl Drain {
         });
     }
 
-    /// The Go heap's turnover and the buckets whose counts changed. The live set and the totals
-    /// are read before the profile, so that every bucket they name is known by then.
+    /// The Go heap's turnover and the buckets whose counts changed. The totals and the live
+    /// set are read before the profile, so that every bucket they name is known by then.
     fn go_heap(&mut self) -> Result<Vec<schema::GoBucket>, LoadError> {
         let GoHeap::Runtime(sampler) = &mut self.go else {
             return Ok(Vec::new());
         };
+        let totals = totals(&self.kernel, KIND_GO_HEAP)?;
+        let now = Ktime(monotonic_ns());
         let mut live = Vec::new();
         self.kernel
             .for_each_live(|address, object| live.push((address, object)))?;
-        let totals = totals(&self.kernel, KIND_GO_HEAP)?;
         let before = births(&totals);
         let reading = sampler.read();
         let after = births(&self::totals(&self.kernel, KIND_GO_HEAP)?);
@@ -355,7 +357,7 @@ impl Drain {
                 self.losses.insert(loss::GO_SAMPLES_UNSEEN, unseen);
             }
         }
-        let turnover = self.objects.look(self.index, live, totals);
+        let turnover = self.objects.look(self.index, now, totals, live);
         if self.index == 0 {
             // All of this is in the profile's state at the attach.
             return Ok(buckets);

@@ -5,6 +5,11 @@
 //! shows in the frees alone. So of an interval's frees, those of objects known from an earlier
 //! look belong to their cohorts, those of objects born since belong to this interval, and the rest
 //! are deaths of objects older than the attach.
+//!
+//! The totals are read first and the live set after them, and the process runs on meanwhile: an
+//! object that dies in between is missing from the set before its free is in the totals. Such frees
+//! come with the next look and are put where they belong then; without that, each would leave one
+//! object in its cohort that lives for ever.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -32,24 +37,41 @@ pub(super) struct Turnover {
     pub(super) freed: Vec<CohortFrees>,
 }
 
+/// What the set of one look had and the totals of that look had not yet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Gap {
+    /// Objects found dead that have a cohort already.
+    deaths: u64,
+    /// Objects born and dead in the interval itself, by the totals of births.
+    young_deaths: u64,
+    /// Objects found alive whose births are not counted.
+    births: u64,
+}
+
 /// Follows the live set of one run.
 #[derive(Default)]
 pub(super) struct Objects {
     known: HashMap<u64, Known>,
     totals: HashMap<StackId, SiteCounters>,
+    gaps: HashMap<StackId, Gap>,
 }
 
 impl Objects {
-    /// Takes the live set and the totals as they are at the end of interval `cohort`.
+    /// Takes the totals at the end of interval `cohort`, read until moment `now`, and the live set read
+    /// after that. What was born after `now` is left to the next look.
     pub(super) fn look(
         &mut self,
         cohort: u32,
-        live: impl IntoIterator<Item = (u64, LiveObject)>,
+        now: Ktime,
         totals: HashMap<StackId, SiteCounters>,
+        live: impl IntoIterator<Item = (u64, LiveObject)>,
     ) -> BTreeMap<StackId, Turnover> {
         let mut next = HashMap::with_capacity(self.known.len());
         let mut born_and_alive: HashMap<StackId, u64> = HashMap::new();
         for (address, object) in live {
+            if object.born > now {
+                continue;
+            }
             let known = self
                 .known
                 .get(&address)
@@ -79,56 +101,85 @@ impl Objects {
         }
         self.known = next;
         let previous = std::mem::replace(&mut self.totals, totals);
-        self.totals
+        let mut gaps = std::mem::take(&mut self.gaps);
+        let turnovers: BTreeMap<_, _> = self
+            .totals
             .iter()
             .map(|(stack, now)| {
                 let before = previous.get(stack).copied().unwrap_or_default();
                 let alive = born_and_alive.get(stack).copied().unwrap_or(0);
                 let dead = dead.remove(stack).unwrap_or_default();
-                (
-                    *stack,
-                    turnover(cohort, difference(now, &before), alive, dead),
-                )
+                let gap = gaps.remove(stack).unwrap_or_default();
+                let counters = difference(now, &before);
+                let (turnover, gap) = turnover(cohort, counters, alive, dead, gap);
+                if gap != Gap::default() {
+                    self.gaps.insert(*stack, gap);
+                }
+                (*stack, turnover)
             })
             .filter(|(_, turnover)| *turnover != Turnover::default())
-            .collect()
+            .collect();
+        turnovers
     }
 }
 
+/// Where an interval's frees belong. `gap` is what was open after the last look; gives what is open
+/// after this one. Nothing stays open for longer: a birth that is still not in the set, and whose free
+/// has not come, belongs to an object for which the set had no room.
 fn turnover(
     cohort: u32,
     counters: SiteCounters,
     born_and_alive: u64,
     mut dead: BTreeMap<u32, (u64, u64)>,
-) -> Turnover {
-    let size = |objects: u64, bytes: u64| bytes.checked_div(objects).unwrap_or(0);
-    let attributed: u64 = dead.values().map(|(objects, _)| objects).sum();
-    let unattributed = counters.frees.saturating_sub(attributed);
-    let young = counters
-        .allocs
-        .saturating_sub(born_and_alive)
-        .min(unattributed);
-    let old = unattributed - young;
+    gap: Gap,
+) -> (Turnover, Gap) {
     // All objects of a Go bucket have one size.
-    let size = size(counters.frees, counters.free_bytes);
-    for (cohort, objects) in [(cohort, young), (PREEXISTING, old)] {
+    let size = counters
+        .free_bytes
+        .checked_div(counters.frees)
+        .unwrap_or_else(|| {
+            counters
+                .alloc_bytes
+                .checked_div(counters.allocs)
+                .unwrap_or(0)
+        });
+    let found: u64 = dead.values().map(|(objects, _)| objects).sum();
+    let mut left = counters.frees.saturating_sub(gap.deaths);
+    let deaths = found.saturating_sub(left);
+    left = left.saturating_sub(found);
+
+    let late = gap.young_deaths.min(left);
+    left -= late;
+
+    let births = counters.allocs.saturating_sub(gap.births);
+    let expected = births.saturating_sub(born_and_alive);
+    let young = expected.min(left);
+    let old = left - young;
+    for (cohort, objects) in [
+        (cohort.saturating_sub(1), late),
+        (cohort, young),
+        (PREEXISTING, old),
+    ] {
         if objects > 0 {
             let entry = dead.entry(cohort).or_default();
             entry.0 += objects;
             entry.1 += objects * size;
         }
     }
-    Turnover {
-        counters,
-        freed: dead
-            .into_iter()
-            .map(|(cohort, (objects, bytes))| CohortFrees {
-                cohort,
-                objects,
-                bytes,
-            })
-            .collect(),
-    }
+    let freed = dead
+        .into_iter()
+        .map(|(cohort, (objects, bytes))| CohortFrees {
+            cohort,
+            objects,
+            bytes,
+        })
+        .collect();
+    let gap = Gap {
+        deaths,
+        young_deaths: expected - young,
+        births: born_and_alive.saturating_sub(births),
+    };
+    (Turnover { counters, freed }, gap)
 }
 
 fn difference(now: &SiteCounters, before: &SiteCounters) -> SiteCounters {
@@ -145,6 +196,7 @@ mod tests {
     use super::*;
 
     const SITE: StackId = StackId(7);
+    const NOW: Ktime = Ktime(1000);
 
     fn object(born: u64) -> LiveObject {
         LiveObject {
@@ -179,15 +231,119 @@ mod tests {
     fn deaths_belong_to_the_cohort_of_birth() {
         let mut objects = Objects::default();
         // Interval 1: three born, one of them dead at once, and one older object dies.
-        let first = objects.look(1, [(1, object(10)), (2, object(11))], totals(3, 2));
+        let first = objects.look(1, NOW, totals(3, 2), [(1, object(10)), (2, object(11))]);
         assert_eq!(freed(&first), [(0, 1, 64), (1, 1, 64)]);
         // Interval 2: object 1 dies, its address is used again; object 2 lives on.
-        let second = objects.look(2, [(1, object(20)), (2, object(11))], totals(4, 3));
+        let second = objects.look(2, NOW, totals(4, 3), [(1, object(20)), (2, object(11))]);
         assert_eq!(freed(&second), [(1, 1, 64)]);
         // Interval 3: nothing happens; interval 4: all die.
-        let third = objects.look(3, [(1, object(20)), (2, object(11))], totals(4, 3));
+        let third = objects.look(3, NOW, totals(4, 3), [(1, object(20)), (2, object(11))]);
         assert!(third.is_empty());
-        let fourth = objects.look(4, [], totals(4, 5));
+        let fourth = objects.look(4, NOW, totals(4, 5), []);
         assert_eq!(freed(&fourth), [(1, 1, 64), (2, 1, 64)]);
+    }
+    /// Deaths between the reading of the totals and that of the set.
+    #[test]
+    fn a_death_between_two_readings_is_counted_once_and_where_it_belongs() {
+        let mut objects = Objects::default();
+        objects.look(1, NOW, totals(2, 0), [(1, object(10)), (2, object(11))]);
+        // One known object and one of two just born die before the set is read.
+        let second = objects.look(2, NOW, totals(4, 0), [(2, object(11)), (4, object(21))]);
+        assert_eq!(freed(&second), [(1, 1, 64)]);
+        // Their frees come with the next look, beside those of another and of an older object.
+        let third = objects.look(3, NOW, totals(4, 4), [(2, object(11))]);
+        assert_eq!(freed(&third), [(0, 1, 64), (2, 2, 128)]);
+        let fourth = objects.look(4, NOW, totals(4, 5), []);
+        assert_eq!(freed(&fourth), [(1, 1, 64)]);
+    }
+
+    #[test]
+    fn a_birth_between_two_readings_waits_for_the_next_look() {
+        let mut objects = Objects::default();
+        let first = objects.look(1, NOW, totals(1, 0), [(1, object(10)), (2, object(1001))]);
+        assert!(freed(&first).is_empty());
+        let second = objects.look(
+            2,
+            Ktime(2000),
+            totals(2, 0),
+            [(1, object(10)), (2, object(1001))],
+        );
+        assert!(freed(&second).is_empty());
+        let third = objects.look(3, Ktime(3000), totals(2, 2), []);
+        assert_eq!(freed(&third), [(1, 1, 64), (2, 1, 64)]);
+    }
+
+    /// A birth without room in the set is alive until as many frees come.
+    #[test]
+    fn births_without_room_are_not_deaths() {
+        let mut objects = Objects::default();
+        let first = objects.look(1, NOW, totals(5, 0), [(1, object(10))]);
+        assert!(freed(&first).is_empty());
+        let second = objects.look(2, NOW, totals(5, 0), [(1, object(10))]);
+        assert!(second.is_empty());
+        let third = objects.look(3, NOW, totals(5, 4), [(1, object(10))]);
+        assert_eq!(freed(&third), [(0, 4, 256)]);
+    }
+
+    /// A program that goes on while it is read: objects at random addresses, all freed now and then.
+    #[derive(Default)]
+    struct Garbage {
+        random: u64,
+        time: u64,
+        alive: Vec<(u64, u64)>,
+        allocs: u64,
+        frees: u64,
+    }
+
+    impl Garbage {
+        fn chance(&mut self, n: u64) -> u64 {
+            let next = self.random.wrapping_mul(6_364_136_223_846_793_005);
+            self.random = next.wrapping_add(1);
+            (self.random >> 33) % n
+        }
+
+        fn run(&mut self, steps: u64) {
+            for _ in 0..steps {
+                self.time += 1;
+                self.allocs += 1;
+                let address = self.chance(1 << 30);
+                self.alive.push((address, self.time));
+                if self.chance(40) == 0 {
+                    self.collect();
+                }
+            }
+        }
+
+        fn collect(&mut self) {
+            self.frees += self.alive.len() as u64;
+            self.alive.clear();
+        }
+    }
+
+    #[test]
+    fn garbage_leaves_nothing_behind_in_any_cohort() {
+        let mut objects = Objects::default();
+        let mut garbage = Garbage::default();
+        let mut left = BTreeMap::<u32, i64>::new();
+        for cohort in 1..=500 {
+            garbage.run(30);
+            if cohort >= 499 {
+                garbage.collect();
+            }
+            let counted = totals(garbage.allocs, garbage.frees);
+            let now = Ktime(garbage.time);
+            garbage.run(if cohort < 499 { 20 } else { 0 });
+            let set = garbage.alive.iter();
+            let set = set.map(|(address, born)| (*address, object(*born)));
+            for turnover in objects.look(cohort, now, counted, set).into_values() {
+                *left.entry(cohort).or_default() += turnover.counters.allocs as i64;
+                for freed in turnover.freed {
+                    *left.entry(freed.cohort).or_default() -= freed.objects as i64;
+                }
+            }
+        }
+        assert!(left.len() > 400);
+        let off: Vec<_> = left.iter().filter(|(_, left)| **left != 0).collect();
+        assert!(off.is_empty(), "{off:?}");
     }
 }
