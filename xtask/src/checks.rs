@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::{
-    bpf, run,
+    bpf, go, python, run,
     run::{is_root, line},
     setup::Scope,
     workspace,
@@ -22,7 +22,7 @@ use crate::{
 const DUPLICATES: [(&str, &str); 2] = [
     (
         "getrandom",
-        "of ahash, which inferno and parquet use, and of what tests and chores use: never in one program",
+        "0.3 of ahash, which inferno and parquet hash with; 0.4 of what tests and chores need besides",
     ),
     (
         "syn",
@@ -209,7 +209,9 @@ pub(crate) fn integration_tests(scope: Scope, counts: &mut Counts) -> Result<()>
     }
     test.args(["--", "--test-threads=1"])
         .env("LEAKTRACE_BIN", workspace::leaktrace())
-        .env("LEAKTRACE_TARGETS", workspace::targets());
+        .env("LEAKTRACE_TARGETS", workspace::targets())
+        .env("LEAKTRACE_GO", go::NEWEST.command()?)
+        .env("LEAKTRACE_PYTHON", python::folder()?);
     if scope == Scope::Full {
         let versions = scope.go_versions().into_iter();
         let versions: Vec<_> = versions.map(|version| version.number).collect();

@@ -8,6 +8,7 @@ mod bpf;
 mod run;
 mod workspace;
 mod go;
+mod python;
 mod setup;
 mod targets;
 mod service;

@@ -14,7 +14,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 
 use crate::{
-    bpf, go,
+    bpf, go, python,
     run::{self, as_root, find},
 };
 
@@ -23,7 +23,7 @@ use crate::{
 pub(crate) enum Scope {
     /// Building leaktrace, and the newest Go for the sample service.
     Demo,
-    /// The oldest Go too, a C compiler, and the lints of the kernel side.
+    /// The oldest Go too, a C compiler, the lints of the kernel side, and readers of exports.
     Test,
     /// Every Go version that is known to work.
     Full,
@@ -70,6 +70,10 @@ pub(crate) fn run(scope: Scope) -> Result<()> {
                 .with_context(|| format!("failed to set up: Go {number}"))?;
         }
     }
+    if scope >= Scope::Test && !python::is_installed()? {
+        say("Python packages, which read exports: 90 MB from PyPI, about 30 s");
+        python::install().context("failed to set up: Python packages")?;
+    }
     let toolchain = bpf::Toolchain::find()?;
     eprintln!(
         "setup: all there; the kernel side is compiled by {}",
@@ -113,11 +117,13 @@ fn install_packages(scope: Scope) -> Result<()> {
         .go_versions()
         .into_iter()
         .filter(|version| version.package().is_none());
-    if wheels
+    let needs_go = wheels
         .map(go::Version::is_installed)
-        .any(|there| !there.unwrap_or(true))
-    {
-        need(has_pip(), "python3-pip", "it downloads Go");
+        .any(|there| !there.unwrap_or(true));
+    let needs_python = scope >= Scope::Test && !python::is_installed().unwrap_or(true);
+    if needs_go || needs_python {
+        let why = "it downloads Go, and packages that read exports";
+        need(has_pip(), "python3-pip", why);
     }
     if scope >= Scope::Test {
         for version in scope.go_versions() {
