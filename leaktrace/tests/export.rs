@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, io::Read as _, sync::Mutex};
 
 use bytes::Bytes;
 use flate2::read::GzDecoder;
+use inferno::flamegraph::Options;
 use leaktrace::{
     capture::Capture,
     export::{self, Value},
@@ -154,6 +155,10 @@ fn a_flame_graph_is_drawn_without_a_warning() {
             let foreign =
                 |c: char| (c.is_control() && !"\n\t".contains(c)) || "\u{fffe}\u{ffff}".contains(c);
             assert!(!svg.contains(foreign), "XML does not have that");
+            // inferno reads the folded stacks, too, whoever calls it.
+            let text = folded(&report, value);
+            inferno::flamegraph::from_lines(&mut Options::default(), text.lines(), std::io::sink())
+                .expect("folded stacks");
         }
     }
     let warnings = WARNINGS.0.lock().unwrap();

@@ -359,6 +359,10 @@ fn is_harmless(text: &str) -> bool {
 
 /// speedscope's own schema, DuckDB and pyarrow; what both of these found.
 fn others_read_theirs(recorded: &Recorded) -> Value {
+    let report = fs::read(recorded.export("json", "report.json")).unwrap();
+    let report: Value = serde_json::from_slice(&report).expect("JSON");
+    assert_eq!(report, recorded.report);
+
     let file = recorded.export("speedscope", "profile.speedscope.json");
     let schema = root().join("tests/speedscope/file-format-schema.json");
     python("speedscope", &[&schema, &file]);
