@@ -38,6 +38,8 @@ const MIN_OLD_SAMPLES: f64 = 16.0;
 const MIN_OLD_MAPPINGS: f64 = 6.0;
 /// Fewer events than this are not growth, whatever their sign.
 const MIN_GROWTH_EVENTS: f64 = 5.0;
+/// Fewer, of this many times as many births, are strays of garbage.
+const MAX_STRAYS: f64 = 100.0;
 /// Standard deviations that make growth more than turnover, and that leave it open.
 const GROWTH_Z: f64 = 3.0;
 const OPEN_Z: f64 = 2.0;
@@ -306,10 +308,9 @@ fn decide(facts: &Facts, old: &Old, slope: f64) -> (Verdict, Vec<String>) {
         _ => format!("grew by {growth} in {window}"),
     };
     if facts.owner == Owner::GoRuntimeHeap {
-        let verdict = if site.growth.value > 0.0 {
-            Verdict::Unknown
-        } else {
-            Verdict::Steady
+        let verdict = match site.growth.value > 0.0 {
+            true => Verdict::Unknown,
+            false => Verdict::Steady,
         };
         let what = "memory that the Go runtime takes for its own heap, not judged by itself: \
                     see the go_heap sites for who fills it";
@@ -324,15 +325,13 @@ fn decide(facts: &Facts, old: &Old, slope: f64) -> (Verdict, Vec<String>) {
     }
     if old.horizon == 0 {
         let missing = format!(
-            "no {} of this window is {} old yet: record longer, or lower --older",
-            "mapping",
+            "no mapping of this window is {} old yet: record longer, or lower --older",
             human::seconds(facts.older_s)
         );
         let grown = site.growth.value > 0.0 && slope > 0.0;
-        let verdict = if grown {
-            Verdict::Growing
-        } else {
-            Verdict::Unknown
+        let verdict = match grown {
+            true => Verdict::Growing,
+            false => Verdict::Unknown,
         };
         return (verdict, vec![grew, missing]);
     }
@@ -355,7 +354,8 @@ fn decide(facts: &Facts, old: &Old, slope: f64) -> (Verdict, Vec<String>) {
         let few = format!("too few to tell: {survivors}");
         return (Verdict::Unknown, vec![few, grew]);
     }
-    if old.kept < 1.0 || old.died > 0.0 && old.growth_z() < GROWTH_Z {
+    let strays = old.kept < MIN_GROWTH_EVENTS && old.kept * MAX_STRAYS < old.born;
+    if old.kept < 1.0 || strays || old.died > 0.0 && old.growth_z() < GROWTH_Z {
         let why = if old.born >= MIN_GROWTH_EVENTS && (old.kept + old.died) * 5.0 < old.born {
             "short-lived: most of it is dead soon after it is allocated"
         } else if old.growth_z() >= OPEN_Z {

@@ -451,6 +451,17 @@ fn garbage_is_steady_once_collected() {
     .at_least(1.0, &[Unknown]);
 }
 
+/// A program keeps its last few requests, one of which happens to be a sample.
+#[test]
+fn garbage_with_a_stray_is_steady() {
+    tally("garbage of 20 MiB/s and strays", MINUTE, |r| {
+        let mut objects = garbage(r, 20.0 * MIB, 60.0);
+        objects.extend([(4.0, FOREVER), (30.5, FOREVER), (47.0, FOREVER)]);
+        objects
+    })
+    .at_least(1.0, &[Steady]);
+}
+
 #[test]
 fn what_is_allocated_once_is_no_leak() {
     tally("at the start", MINUTE, |r| {
