@@ -186,14 +186,13 @@ impl LiveHeap {
     /// Puts together the parts for which `key` gives the same, in order of first appearance.
     /// Parts of different kinds stay apart whatever the key.
     pub fn merge<K: Hash + Eq>(&self, key: impl FnMut(&Part) -> K) -> Vec<SiteHistory> {
-        self.merged(key).collect()
+        let groups = self.groups(key).into_iter();
+        groups.map(|parts| self.history(&parts)).collect()
     }
 
-    /// The same, one after the other: each takes far more memory than what it is made from.
-    pub fn merged<K: Hash + Eq>(
-        &self,
-        mut key: impl FnMut(&Part) -> K,
-    ) -> impl ExactSizeIterator<Item = SiteHistory> {
+    /// The parts that belong together by that rule, for [`history`](Self::history) of one after the other:
+    /// each takes far more memory than what it is made from.
+    pub fn groups<K: Hash + Eq>(&self, mut key: impl FnMut(&Part) -> K) -> Vec<Vec<&Part>> {
         let mut groups: Vec<Vec<&Part>> = Vec::new();
         let mut group_of: HashMap<(i32, K), usize> = HashMap::new();
         for part in &self.parts {
@@ -205,7 +204,7 @@ impl LiveHeap {
             }
             groups[group].push(part);
         }
-        groups.into_iter().map(|parts| self.history(&parts))
+        groups
     }
 
     /// The history of one part alone.
@@ -231,7 +230,8 @@ impl LiveHeap {
         }
     }
 
-    fn history(&self, parts: &[&Part]) -> SiteHistory {
+    /// The history of parts of one kind, put together.
+    pub fn history(&self, parts: &[&Part]) -> SiteHistory {
         let kind = parts.first().map_or(Kind::Unspecified, |part| part.kind);
         let mut site = SiteHistory {
             kind,

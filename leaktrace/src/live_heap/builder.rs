@@ -64,7 +64,7 @@ impl Builder {
         if self.last_has_buckets && !self.buckets_each_interval {
             self.buckets_each_interval = true;
             for part in &mut self.parts.list {
-                part.history.retain(|totals| !totals.by_probes_only);
+                part.drop_probes_totals();
             }
         }
         let slot = self.slot(interval);
@@ -106,6 +106,7 @@ impl Builder {
             self.runtime_rate = go.map_or(0, |go| go.sample_rate);
         }
         for part in &mut self.parts.list {
+            part.close();
             part.join_deaths();
         }
         LiveHeap {
@@ -242,28 +243,53 @@ impl Builder {
 #[derive(Debug, Default)]
 struct Parts {
     list: Vec<Part>,
-    by_site: HashMap<u32, usize>,
+    /// By number, plus one; zero for none. Recorders count from one on.
+    near: Vec<u32>,
+    /// Of a file that numbers in another way.
+    far: HashMap<u32, usize>,
 }
 
 impl Parts {
+    /// Numbers that are looked up without hashing.
+    const NEAR: u32 = 1 << 20;
+
     /// The part of a site; one that was not declared has no stack, and only the kernel's own kinds
     /// can be without (site 0).
     fn of(&mut self, site: u32, kind: Kind, object_size: u64) -> &mut Part {
-        let index = *self.by_site.entry(site).or_insert_with(|| {
-            let kind = if kind == Kind::Unspecified {
-                Kind::Mmap
-            } else {
-                kind
-            };
-            self.list.push(Part {
-                site,
-                kind,
-                object_size,
-                ..Part::default()
-            });
-            self.list.len() - 1
-        });
+        let index = match self.index(site) {
+            Some(index) => index,
+            None => self.make(site, kind, object_size),
+        };
         &mut self.list[index]
+    }
+
+    fn index(&self, site: u32) -> Option<usize> {
+        match site < Self::NEAR {
+            true => (*self.near.get(site as usize)? as usize).checked_sub(1),
+            false => self.far.get(&site).copied(),
+        }
+    }
+
+    fn make(&mut self, site: u32, kind: Kind, object_size: u64) -> usize {
+        let index = self.list.len();
+        let place = site as usize;
+        if site >= Self::NEAR {
+            self.far.insert(site, index);
+        } else {
+            self.near.resize(self.near.len().max(place + 1), 0);
+            self.near[place] = index as u32 + 1;
+        }
+        let kind = match kind {
+            Kind::Unspecified => Kind::Mmap,
+            kind => kind,
+        };
+        self.list.push(Part {
+            site,
+            kind,
+            object_size,
+            ..Part::default()
+        });
+        index
     }
 }
 

@@ -46,6 +46,15 @@ pub struct Part {
     pub(super) deaths: Vec<Death>,
     /// All births and deaths that probes saw since the attach.
     pub(super) seen: (Count, Count),
+    pub(super) open: Open,
+}
+
+/// The last of the totals and of the births while a part is gathered. They stand apart from those before,
+/// which are too many for the processor's caches: most of the gathering would be waiting for their ends.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Open {
+    totals: Option<Totals>,
+    births: Option<(usize, Count)>,
 }
 
 impl Totals {
@@ -126,24 +135,49 @@ impl Part {
         died
     }
 
-    /// The totals of a slot, carried over from the one before.
+    /// The totals of a slot, the last one so far, carried over from the one before.
     pub(super) fn totals(&mut self, slot: usize) -> &mut Totals {
-        let last = self.history.last().copied().unwrap_or_default();
         let slot = slot as u32;
-        if self.history.is_empty() || last.slot != slot {
-            self.history.push(Totals { slot, ..last });
+        let last = self.open.totals;
+        if last.is_none_or(|last| last.slot != slot) {
+            self.history.extend(last);
+            self.open.totals = Some(Totals {
+                slot,
+                ..last.unwrap_or_default()
+            });
         }
-        let index = self.history.len() - 1;
-        &mut self.history[index]
+        self.open.totals.get_or_insert_default()
     }
 
     /// The births of a slot, the last one so far.
     pub(super) fn born(&mut self, slot: usize) -> &mut Count {
-        if self.births.last().is_none_or(|last| last.0 != slot) {
-            self.births.push((slot, Count::default()));
+        let last = self.open.births;
+        if last.is_none_or(|last| last.0 != slot) {
+            self.births.extend(last);
+            self.open.births = Some((slot, Count::default()));
         }
-        let index = self.births.len() - 1;
-        &mut self.births[index].1
+        &mut self.open.births.get_or_insert_default().1
+    }
+
+    /// Puts the last totals and births to the others: nothing more is gathered.
+    pub(super) fn close(&mut self) {
+        self.history.extend(self.open.totals.take());
+        self.births.extend(self.open.births.take());
+    }
+
+    /// Goes on gathering after [`close`](Self::close).
+    fn reopen(&mut self) {
+        self.open = Open {
+            totals: self.history.pop(),
+            births: self.births.pop(),
+        };
+    }
+
+    /// Leaves out the totals that only the probes have counted.
+    pub(super) fn drop_probes_totals(&mut self) {
+        self.close();
+        self.history.retain(|totals| !totals.by_probes_only);
+        self.reopen();
     }
 
     /// Entries held.
@@ -166,6 +200,7 @@ impl Part {
 
     /// Joins the slots two by two, the attach left out: 1 and 2 become 1.
     pub(super) fn halve(&mut self) {
+        self.close();
         self.history.dedup_by(|next, first| {
             let is_same = next.slot.div_ceil(2) == first.slot.div_ceil(2);
             if is_same {
@@ -191,5 +226,6 @@ impl Part {
             death.died = death.died.div_ceil(2);
         }
         self.join_deaths();
+        self.reopen();
     }
 }

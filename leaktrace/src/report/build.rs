@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::time::Duration;
+use std::{panic, thread};
 
 use super::head::{limits, losses, target, window};
 use super::schema::{
@@ -121,8 +122,11 @@ fn assemble<'a, H>(
     heap: LiveHeap,
     symbols: Option<&'a schema::Symbols>,
     options: &ReportOptions,
-    keep: impl Fn(SiteHistory) -> H,
-) -> Assembled<'a, H> {
+    keep: impl Fn(SiteHistory) -> H + Sync,
+) -> Assembled<'a, H>
+where
+    H: Send,
+{
     let table = SymbolTable::new(capture, symbols);
     let losses = losses(capture);
     let stacks = Stacks::new(capture, table);
@@ -131,15 +135,16 @@ fn assemble<'a, H>(
         .filter_map(|cause| losses.get(*cause))
         .sum();
 
-    let mut sites: Vec<_> = heap
-        .merged(|part| stacks.key(part.site))
-        .filter(|history| history.live_count.bytes > 0 || !history.births.is_empty())
-        .map(|history| {
-            let site = site(&history, &heap, &stacks, options.older, lost_events);
-            let first = history.sites.first().copied().unwrap_or_default();
-            (site, (first, keep(history)))
-        })
-        .collect();
+    let groups = heap.groups(|part| stacks.key(part.site));
+    let mut sites = on_threads(&groups, |parts| {
+        let history = heap.history(parts);
+        if history.live_count.bytes == 0 && history.births.is_empty() {
+            return None;
+        }
+        let site = site(&history, &heap, &stacks, options.older, lost_events);
+        let first = history.sites.first().copied().unwrap_or_default();
+        Some((site, (first, keep(history))))
+    });
     sites.sort_by(|(a, _), (b, _)| {
         let growth = b.growth_bytes_per_s.total_cmp(&a.growth_bytes_per_s);
         a.verdict
@@ -196,6 +201,24 @@ fn assemble<'a, H>(
         heap,
         stacks,
     }
+}
+
+/// What `each` makes of the items, in their order: by several threads, since judging thousands of sites is
+/// most of what a report takes once it is read.
+fn on_threads<T: Sync, R: Send>(items: &[T], each: impl Fn(&T) -> Option<R> + Sync) -> Vec<R> {
+    const THREADS: usize = 4;
+    let some = |items: &[T]| items.iter().filter_map(&each).collect::<Vec<_>>();
+    thread::scope(|scope| {
+        let threads: Vec<_> = items
+            .chunks(items.len().div_ceil(THREADS).max(1))
+            .map(|items| scope.spawn(|| some(items)))
+            .collect();
+        let made = threads.into_iter().map(|thread| {
+            let made = thread.join();
+            made.unwrap_or_else(|panic| panic::resume_unwind(panic))
+        });
+        made.flatten().collect()
+    })
 }
 
 /// The stacks of the capture's sites, and which frames count.
