@@ -160,7 +160,7 @@ fn is_rust_library(function: &str) -> bool {
     CRATES.iter().any(|path| name.starts_with(path))
 }
 
-/// C's and C++'s ways of asking for memory, wherever they are linked in.
+/// C's and C++'s ways of asking for memory, wherever they are linked in, and the C part of Go's runtime.
 fn is_native_library(function: &str) -> bool {
     const NAMES: [&str; 18] = [
         "malloc",
@@ -182,7 +182,7 @@ fn is_native_library(function: &str) -> bool {
         "free",
         "syscall",
     ];
-    const PREFIXES: [&str; 11] = [
+    const PREFIXES: [&str; 13] = [
         "__libc_",
         "__GI_",
         "__mmap",
@@ -194,6 +194,8 @@ fn is_native_library(function: &str) -> bool {
         "__gnu_cxx::",
         "je_",
         "tc_",
+        "x_cgo_",
+        "crosscall",
     ];
     NAMES.contains(&function) || PREFIXES.iter().any(|prefix| function.starts_with(prefix))
 }
@@ -247,6 +249,7 @@ mod tests {
             ),
             ("operator new(unsigned long)", "", "/srv/app"),
             ("malloc", "", "/srv/static"),
+            ("x_cgo_mmap", "", go),
             ("whatever", "", "/lib/x86_64-linux-gnu/libc.so.6"),
             ("whatever", "", "/lib/x86_64-linux-gnu/libc-2.31.so"),
             ("", "", "/usr/lib/x86_64-linux-gnu/libstdc++.so.6.0.30"),
