@@ -200,6 +200,8 @@ pub(crate) enum Form {
     Flamegraph,
     /// speedscope's file format, every value as a profile.
     Speedscope,
+    /// A page to look at, in one file: any browser, no network.
+    Html,
     /// The report in full, as `report --format json` has it.
     Json,
     /// Tables: OUT is a directory, with a Parquet file for each.
@@ -229,7 +231,7 @@ impl Form {
     pub(crate) fn adds_up(self) -> bool {
         match self {
             Self::Pprof | Self::Folded | Self::Flamegraph | Self::Speedscope => true,
-            Self::Json | Self::Parquet => false,
+            Self::Html | Self::Json | Self::Parquet => false,
         }
     }
 }

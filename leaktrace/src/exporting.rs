@@ -57,6 +57,7 @@ fn write(
         Form::Folded => export::folded::write(report, value, &mut out)?,
         Form::Flamegraph => export::flamegraph::write(report, value, &mut out)?,
         Form::Speedscope => export::speedscope::write(report, value, &mut out)?,
+        Form::Html => export::html::write(report, &mut out)?,
         Form::Json => export::json::write(report, &mut out)?,
         Form::Parquet => {
             let needs = "it is several files: give a directory with -o";

@@ -352,3 +352,38 @@ fn the_heap_is_not_counted_twice() {
     mappings.sites.retain(|site| site.kind == Kind::Mmap);
     assert_eq!(export::sites(&mappings).count(), mappings.sites.len());
 }
+
+#[test]
+fn a_page_tells_every_site_and_holds_no_markup_of_others() {
+    let own = [
+        "<script id=\"data\" type=\"application/json\">",
+        "</script><script>",
+        "</script>",
+    ];
+    for capture in captures() {
+        let report = build(&capture);
+        let mut page = Vec::new();
+        export::html::write(&report, &mut page).expect("memory takes everything");
+        let page = String::from_utf8(page).expect("HTML is UTF-8");
+        let (text, scripts) = page.split_once(own[0]).expect("its data");
+        let (data, script) = scripts.split_once(own[1]).expect("the data end");
+        let (_, rest) = script.split_once(own[2]).expect("the script ends");
+        assert_eq!(rest, "</body></html>");
+
+        assert!(text.contains("content=\"default-src 'none'; script-src 'sha256-"));
+        for foreign in [
+            "<script", "<b>", "<img", "<link", " src=", "url(", "\u{202e}",
+        ] {
+            assert!(!text.contains(foreign), "{foreign} is in the text");
+        }
+        for site in &report.sites {
+            assert!(text.contains(&format!("id=\"site-{}\"", site.rank)));
+        }
+        assert!(!data.contains('<'));
+        let data: Json = serde_json::from_str(data).expect("the data are JSON");
+        let sites = data["sites"].as_array().expect("sites");
+        let live = sites.iter().filter_map(|site| site["live_bytes"].as_u64());
+        let reported = report.sites.iter().map(|site| site.live_bytes);
+        assert_eq!(live.sum::<u64>(), reported.sum::<u64>());
+    }
+}

@@ -19,6 +19,7 @@ pub mod flamegraph;
 pub mod speedscope;
 pub mod pprof;
 pub mod parquet;
+pub mod html;
 
 pub use crate::report::json;
 pub(crate) use crate::report::text::escape;

@@ -10,6 +10,7 @@ use crate::verdict::Verdict;
 
 pub use build::build;
 pub(super) use text::part;
+pub(crate) use text::rate;
 pub use text::write_text;
 
 /// All goroutines of a process, at one moment or over a window.

@@ -181,7 +181,7 @@ fn creation_lines(goroutines: &Goroutines) -> Vec<String> {
 }
 
 /// With as many digits as are worth reading.
-fn rate(value: f64) -> String {
+pub(crate) fn rate(value: f64) -> String {
     let value = if value == 0.0 { 0.0 } else { value };
     match value.abs() {
         small if small < 10.0 => format!("{value:.2}"),
