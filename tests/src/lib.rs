@@ -3,12 +3,14 @@
 //! Contract: every process that a test starts ends with the test, by its own handle. Services
 //! are waited for by what they print, never by sleeping a guessed time.
 
+mod browser;
 mod matrix;
 mod service;
 mod tool;
 mod traces;
 mod watchdog;
 
+pub use browser::Browser;
 pub use matrix::{go_modes, go_versions};
 pub use service::Service;
 pub use tool::{Finished, Leaktrace, report, run};

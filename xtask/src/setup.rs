@@ -150,6 +150,11 @@ fn install_packages(scope: Scope) -> Result<()> {
             "bpftool",
             "the tests look for probes left behind",
         );
+        need(
+            find("chromium").is_some(),
+            "chromium",
+            "the tests look at the page of `leaktrace export --to html`",
+        );
     }
     if packages.is_empty() {
         return Ok(());
@@ -161,7 +166,7 @@ fn install_packages(scope: Scope) -> Result<()> {
         );
     }
 
-    say("apt-get installs them: up to 200 MB, about two minutes");
+    say("apt-get installs them: up to 400 MB, about three minutes");
     let mut update = as_root("apt-get");
     run::run(update.args(["-qq", "update"]))?;
     let mut install = as_root("env");
