@@ -297,7 +297,7 @@ pub(crate) fn escape(text: &str) -> String {
 }
 
 /// Whether a terminal does something on this character other than to show it.
-pub(super) fn is_obeyed(c: char) -> bool {
+pub(crate) fn is_obeyed(c: char) -> bool {
     let bidi =
         matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
     c.is_control() || bidi

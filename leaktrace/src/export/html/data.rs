@@ -8,6 +8,7 @@ use std::collections::HashMap;
 
 use serde::Serialize;
 
+use super::sites::told_by;
 use crate::report::{Frame, Kind, Report, SiteReport, Summary};
 use crate::verdict::Verdict;
 
@@ -53,6 +54,8 @@ struct SiteData<'a> {
     oldest_s: f64,
     stack_truncated: bool,
     stack_incomplete: &'a Option<String>,
+    /// The frame that stands for it, by its place in the stack.
+    told_by: Option<usize>,
     /// Live bytes at the moments.
     live: Vec<u64>,
     /// Indexes into `frames`, innermost first.
@@ -76,6 +79,7 @@ impl<'a> Data<'a> {
             oldest_s: site.oldest_s,
             stack_truncated: site.stack_truncated,
             stack_incomplete: &site.stack_incomplete,
+            told_by: told_by(&site.stack),
             live: at_moments(&site.series, &times),
             stack: site.stack.iter().map(|frame| table.frame(frame)).collect(),
         };

@@ -14,7 +14,10 @@ mod goroutines;
 mod memory;
 mod data;
 
-use std::io::{self, Write};
+use std::{
+    fmt::Write as _,
+    io::{self, Write},
+};
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use jiff::Timestamp;
@@ -24,6 +27,7 @@ use sha2::{Digest as _, Sha256};
 use self::data::Data;
 use self::name::Name;
 use crate::loss;
+use crate::report::text::is_obeyed;
 use crate::report::{Report, SiteReport, human};
 use crate::verdict::Verdict;
 
@@ -81,11 +85,24 @@ fn page(report: &Report, data: &str) -> Markup {
                     (losses(report))
                     (limits(report))
                 }
-                script #data type="application/json" { (PreEscaped(data.replace('<', "\\u003c"))) }
+                script #data type="application/json" { (PreEscaped(harmless(data))) }
                 script { (PreEscaped(SCRIPT)) }
             }
         }
     }
+}
+
+/// JSON in which no text can end a script, or do what is not seen.
+fn harmless(json: &str) -> String {
+    let mut harmless = String::with_capacity(json.len());
+    for c in json.chars() {
+        if c == '<' || is_obeyed(c) {
+            let _ = write!(harmless, "\\u{:04x}", u32::from(c));
+        } else {
+            harmless.push(c);
+        }
+    }
+    harmless
 }
 
 /// Nothing but this very style and script; nothing is loaded, sent or framed.

@@ -4,6 +4,7 @@ use maud::{Markup, html};
 
 use super::name::{Line, Name};
 use super::sparkline::sparkline;
+use crate::report::fold::{Folded, fold};
 use crate::report::{Frame, Report, SiteReport, human};
 use crate::verdict::Verdict;
 
@@ -46,9 +47,7 @@ fn detailed(site: &SiteReport, open: bool) -> Markup {
                 span.rank { (site.rank) }
                 (verdict(site.verdict))
                 span.kind { (kind(site)) }
-                span.where {
-                    @match told_by(site) { Some(frame) => (Line(frame)), None => (no_stack(site)) }
-                }
+                span.where { (place(site)) }
                 (sparkline(&site.series))
                 span.number.live { (human::bytes(site.live_bytes as f64)) }
                 span.number.growth { (growth(site.growth_bytes_per_s)) }
@@ -68,8 +67,8 @@ fn detailed(site: &SiteReport, open: bool) -> Markup {
 fn plain(site: &SiteReport) -> Markup {
     html! {
         (site.rank) " " (site.verdict) " " (kind(site)) " "
-        @match told_by(site) {
-            Some(frame) => { (Line(frame).function()) " " (Line(frame).place()) }
+        @match told_by(&site.stack) {
+            Some(at) => { (Line(&site.stack[at]).function()) " " (Line(&site.stack[at]).place()) }
             None => (no_stack(site))
         }
         "\n"
@@ -97,12 +96,23 @@ fn kind(site: &SiteReport) -> String {
     }
 }
 
-/// The frame that stands for a site: the innermost that has a name.
-fn told_by(site: &SiteReport) -> Option<&Frame> {
-    site.stack
-        .iter()
-        .find(|frame| frame.function.is_some())
-        .or(site.stack.first())
+/// The frame that stands for a site, by its place in the stack: the innermost of the program's own that has a
+/// name, or without such the innermost.
+pub(super) fn told_by(stack: &[Frame]) -> Option<usize> {
+    let Folded { inner, own, .. } = fold(stack);
+    let named = own.iter().position(|frame| frame.function.is_some());
+    (!stack.is_empty()).then(|| inner.len() + named.unwrap_or(0))
+}
+
+/// Where a site is: its telling frame, and the library call that it asked for memory through.
+fn place(site: &SiteReport) -> Markup {
+    let Some(at) = told_by(&site.stack) else {
+        return html! { (no_stack(site)) };
+    };
+    html! {
+        (Line(&site.stack[at]))
+        @if at > 0 { " " span.place { "via " (Line(&site.stack[0]).function()) } }
+    }
 }
 
 fn no_stack(site: &SiteReport) -> &'static str {

@@ -35,8 +35,7 @@ function knownOf(frame) {
 }
 
 function siteLine(site) {
-  const frame = frameOf(site);
-  const link = element("a", "", `#${site.rank} `, functionOf(frame), " ", element("span", "place", placeOf(frame)));
+  const link = element("a", "", `#${site.rank} `, ...nameOfSite(site));
   link.href = `#site-${site.rank}`;
   return element("li", "", element("span", `verdict ${site.verdict}`, site.verdict), " ", link, " ",
     element("span", "number", inMeasure(measured(site))));

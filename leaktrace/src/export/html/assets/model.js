@@ -100,5 +100,12 @@ function measured(site) {
 
 const inMeasure = (value) => (chosen.measure === "objects" ? count(Math.round(value), "object") : bytes(value));
 
-/** The innermost frame with a name stands for a site. */
-const frameOf = (site) => site.frames.find((frame) => frame.function !== null) ?? site.frames[0];
+/** The frame that stands for a site: the innermost of the program's own. */
+const frameOf = (site) => site.frames[site.told_by ?? 0];
+
+/** A site in one line: this frame, and the library call that it asked for memory through. */
+function nameOfSite(site) {
+  const frame = frameOf(site);
+  const via = site.told_by > 0 ? [" ", element("span", "place", `via ${functionOf(site.frames[0])}`)] : [];
+  return [element("span", "function", functionOf(frame)), " ", element("span", "place", placeOf(frame)), ...via];
+}

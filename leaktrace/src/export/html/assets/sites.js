@@ -63,14 +63,12 @@ function updateOthers(passing, soughtAfter = null) {
 
 function otherRow(site) {
   if (!rows.has(site)) {
-    const frame = frameOf(site);
     const row = element("details", "site",
       element("summary", "row",
         element("span", "rank", String(site.rank)),
         element("span", `verdict ${site.verdict}`, site.verdict),
         element("span", "kind", site.kind),
-        element("span", "where", element("span", "function", functionOf(frame)), " ",
-          element("span", "place", placeOf(frame))),
+        element("span", "where", ...nameOfSite(site)),
         element("span", "number live"),
         element("span", "number growth")),
       element("pre", "body", texts[others.indexOf(site)]));

@@ -99,8 +99,7 @@ function drawLegend() {
     const value = element("span", "number");
     layer.reading = value;
     if (!layer.site) return element("li", "", swatch, element("span", "name", layer.name), value);
-    const frame = frameOf(layer.site);
-    const link = element("a", "name", functionOf(frame), " ", element("span", "place", placeOf(frame)));
+    const link = element("a", "name", ...nameOfSite(layer.site));
     link.href = `#site-${layer.site.rank}`;
     return element("li", "", swatch, link, value);
   });
