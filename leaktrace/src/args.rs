@@ -42,7 +42,7 @@ pub(crate) struct Record {
     pid: i32,
     /// Capture file; it must not exist [default: leaktrace-COMM-PID-UTC.leaktrace]
     #[arg(short, long, value_name = "FILE")]
-    output: Option<PathBuf>,
+    pub(crate) output: Option<PathBuf>,
     /// How long to record [default: until the target exits or Ctrl-C].
     #[arg(short, long, value_parser = duration)]
     duration: Option<Duration>,
@@ -104,7 +104,6 @@ impl Record {
         let has = |family| self.probe.contains(&family) || self.probe.contains(&Family::Auto);
         record::Options {
             pid: self.pid,
-            file: self.output.clone(),
             duration: self.duration,
             interval: self.interval,
             families: Families {
@@ -121,6 +120,7 @@ impl Record {
                 ..MapSizes::default()
             },
             kernel_log: self.kernel_log,
+            count_runs: false,
         }
     }
 }

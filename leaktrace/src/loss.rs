@@ -53,6 +53,11 @@ pub const OF_MAPPINGS: [&str; 4] = [
     MAPPINGS_UNTRACKED,
 ];
 
+/// Whether a cause only says that something is older than the attach: nothing is missing.
+pub fn is_expected(cause: &str) -> bool {
+    [KERNEL[loss::FREE_OF_UNSEEN as usize], UNMAP_OF_PREEXISTING].contains(&cause)
+}
+
 /// What a cause means, in words; `None` for one that this version does not know.
 pub fn meaning(cause: &str) -> Option<&'static str> {
     Some(match cause {

@@ -17,7 +17,7 @@ use leaktrace::{
     check, goroutines,
     loader::LoadError,
     plan::Plan,
-    record::{self, Progress},
+    record::{self, Progress, State},
     report::{self, Report, ReportOptions},
     target::{SwitchError, Target, TargetError},
     verdict::Verdict,
@@ -93,7 +93,7 @@ fn record(args: &args::Record) -> Result<u8> {
         conflict.exit();
     }
     let mut progress = Talk { quiet: args.quiet };
-    let recorded = record::record(&args.options(), &mut progress)?;
+    let recorded = record::record(&args.options(), args.output.clone(), &mut progress)?;
     if !args.quiet {
         let report = read_report(&recorded.file, &ReportOptions::default(), &[])?;
         print_text(&report, 3, false)?;
@@ -224,6 +224,8 @@ impl Progress for Talk {
             eprintln!("leaktrace: not seen: {}: {}", limit.what, limit.reason);
         }
     }
+
+    fn interval(&mut self, _state: &State) {}
 
     fn note(&mut self, text: &str) {
         if !self.quiet {

@@ -1,6 +1,9 @@
-//! `leaktrace record`: attach, drain each interval, close the file, all of it undone on every way
-//! out.
+//! A recording: attach, drain each interval, detach, all of it undone on every way out.
+//!
+//! [`run()`] drives it and hands what comes of it to a [`Recorder`], block by block. [`record()`] is
+//! `leaktrace record`, whose recorder writes a file.
 
+mod code;
 mod file;
 mod header;
 mod heap_profile;
@@ -8,10 +11,9 @@ mod rules;
 mod stop;
 
 use std::{
-    collections::HashSet,
-    fs::File,
+    future::Future,
     io,
-    path::{Path, PathBuf},
+    pin::pin,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -23,18 +25,22 @@ use tokio::{
 
 use crate::{
     address_space::AddressSpace,
-    capture::{CaptureWriter, schema},
+    capture::schema,
     drain::{Drain, Goroutines, Kernel, Purpose},
     inventory::{MemoryReader, goroutines},
-    loader::{KernelLog, LoadError, Loaded, MapSizes, check_host, ensure_tracefs},
-    output,
+    loader::{
+        KernelLog, LoadError, Loaded, MapSizes, RunCounter, Runs, check_host, ensure_tracefs,
+    },
     plan::{Families, Plan},
     planning,
     sampling::{self, OwnSampling},
-    symbolize::{self, PcKind},
     target::{AddressMap, Target, maps::Modules},
 };
 
+pub use self::{
+    code::Code,
+    file::{Progress, Recorded, State, record},
+};
 use self::{
     heap_profile::HeapProfile,
     stop::{Ends, StopSignals},
@@ -52,8 +58,6 @@ const LOOK_TICK: Duration = Duration::from_millis(20);
 pub struct Options {
     /// The target.
     pub pid: i32,
-    /// The capture file; it must not exist yet. `None`: a name made from the target and the time.
-    pub file: Option<PathBuf>,
     /// How long; `None`: until a signal or the target's end.
     pub duration: Option<Duration>,
     /// Length of an interval.
@@ -68,43 +72,85 @@ pub struct Options {
     pub sizes: MapSizes,
     /// Write the kernel side's diagnostic log to stderr.
     pub kernel_log: bool,
+    /// Have the kernel count the runs of our programs and their time, which costs each run some 50 ns.
+    pub count_runs: bool,
 }
 
-/// What came of it.
-pub struct Recorded {
-    /// The capture file.
-    pub file: PathBuf,
-    /// How the window ended.
-    pub end: schema::End,
-}
+/// Takes what is recorded, and is told what happens.
+pub trait Recorder {
+    /// The target is known and the kernel side loaded; nothing is attached yet.
+    ///
+    /// # Errors
+    ///
+    /// Nothing could be kept: there is no recording.
+    fn open(&mut self, target: &Target) -> Result<()>;
 
-/// Told what happens, for people.
-pub trait Progress {
-    /// Probes are live.
-    fn attached(&mut self, target: &Target, plan: &Plan, file: &Path);
-    /// Something worth knowing.
+    /// Probes are live. This is the capture's first block.
+    ///
+    /// # Errors
+    ///
+    /// It could not be kept; this ends the recording.
+    fn header(&mut self, header: schema::Header) -> Result<()>;
+
+    /// An interval is over; the first one, with index 0, is the state at the attach.
+    ///
+    /// # Errors
+    ///
+    /// It could not be kept; this ends the recording.
+    fn interval(&mut self, interval: schema::Interval, now: &Now<'_>) -> Result<()>;
+
+    /// The state at the attach has been taken in: from here on only intervals come.
+    fn attached(&mut self, target: &Target, plan: &Plan);
+
+    /// Something worth knowing for people.
     fn note(&mut self, text: &str);
-    /// The window is closed, symbols are being looked up.
-    fn symbolizing(&mut self);
+
+    /// The window is closed and nothing is attached any more.
+    fn detached(&mut self);
 }
 
-/// Records until the window ends, then symbolizes and closes the file.
+/// Where a recording stands at the end of an interval.
+pub struct Now<'a> {
+    /// What is executable in the target, as of the interval.
+    pub code: &'a Code,
+    /// Records taken from the ring buffer since the attach.
+    pub events: u64,
+    /// Runs of the kernel side's programs since the attach, if they are counted.
+    pub runs: Option<Runs>,
+}
+
+/// What is left of a recording once it is over.
+pub struct Ending {
+    /// The target's code, with its files still open.
+    pub code: Code,
+    /// The last block of a capture.
+    pub close: schema::Close,
+}
+
+/// Records until the window ends; `stop` ends it as a signal does.
 ///
 /// # Errors
 ///
-/// The target or the kernel cannot be traced, or the file cannot be written. Whatever intervals
-/// were written stay readable.
-pub fn record(options: &Options, progress: &mut dyn Progress) -> Result<Recorded> {
+/// The target or the kernel cannot be traced, or the recorder has refused.
+pub fn run(
+    options: &Options,
+    recorder: &mut dyn Recorder,
+    stop: impl Future<Output = ()>,
+) -> Result<Ending> {
     check_host()?;
     ensure_tracefs()?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("failed to start the event loop")?;
-    runtime.block_on(run(options, progress))
+    runtime.block_on(run_window(options, recorder, stop))
 }
 
-async fn run(options: &Options, progress: &mut dyn Progress) -> Result<Recorded> {
+async fn run_window(
+    options: &Options,
+    recorder: &mut dyn Recorder,
+    stop: impl Future<Output = ()>,
+) -> Result<Ending> {
     // Before anything is attached, so that no signal can end the process half-way.
     let signals = StopSignals::catch()?;
 
@@ -113,21 +159,21 @@ async fn run(options: &Options, progress: &mut dyn Progress) -> Result<Recorded>
     let exit = unsafe { AsyncFd::register_with_interest(target.pidfd(), Interest::READABLE) }
         .map_err(io::Error::from)
         .context("failed to watch the target's pidfd")?;
-    let mut ends = Ends { signals, exit };
+    let stop = pin!(stop);
+    let mut ends = Ends {
+        signals,
+        exit,
+        stop,
+    };
     let mut heap_profile = HeapProfile::look(&target, options.go_enable_heap_profile)?;
     let plan = planning::make_plan(&target, options.families, heap_profile.planned_rate());
     heap_profile.suits(&plan)?;
-    let path = match &options.file {
-        Some(path) => path.clone(),
-        None => file::default_file(&target),
-    };
     let mut loaded = Loaded::load(target.pid, &plan, options.sizes, options.kernel_log)?;
     let mut kernel_log = options
         .kernel_log
         .then(|| loaded.kernel_log())
         .transpose()?;
-    let mut writer = CaptureWriter::new(output::create(&path)?)
-        .with_context(|| format!("failed to write `{}`", path.display()))?;
+    recorder.open(&target)?;
 
     let attached = attach(
         options,
@@ -135,30 +181,26 @@ async fn run(options: &Options, progress: &mut dyn Progress) -> Result<Recorded>
         &plan,
         &mut heap_profile,
         &mut loaded,
-        &mut writer,
+        recorder,
     );
     let watched = match attached {
         Ok(mut session) => {
-            progress.attached(&target, &plan, &path);
+            recorder.attached(&target, &plan);
             if let Some(note) = heap_profile.note() {
-                progress.note(&note);
+                recorder.note(&note);
             }
             let end = watch(
                 options,
                 &plan,
                 &mut session,
                 &mut loaded,
-                &mut writer,
+                recorder,
                 &mut kernel_log,
                 &mut ends,
             );
             end.await.map(|end| (session, end))
         }
-        Err(error) => {
-            // Nothing was recorded: leave no file that says otherwise.
-            let _ = std::fs::remove_file(&path);
-            Err(error)
-        }
+        Err(error) => Err(error),
     };
     // Probes and sampler off first, whatever happened: the target owes us nothing while we look up
     // symbols.
@@ -170,13 +212,12 @@ async fn run(options: &Options, progress: &mut dyn Progress) -> Result<Recorded>
         (Err(error), Err((_, left))) => return Err(error.context(left.clone())),
     };
     let sampler_end = put_back.unwrap_or_else(|(end, left)| {
-        progress.note(&left);
+        recorder.note(&left);
         session.limits.push(limit("the end of the sampling", &left));
         end
     });
-    progress.symbolizing();
-    session.close(writer, end, sampler_end)?;
-    Ok(Recorded { file: path, end })
+    recorder.detached();
+    Ok(session.end(end, sampler_end))
 }
 
 /// Records intervals until the window ends.
@@ -185,7 +226,7 @@ async fn watch(
     plan: &Plan,
     session: &mut Session<'_>,
     loaded: &mut Loaded,
-    writer: &mut CaptureWriter<File>,
+    recorder: &mut dyn Recorder,
     kernel_log: &mut Option<KernelLog>,
     ends: &mut Ends<'_>,
 ) -> Result<schema::End> {
@@ -205,6 +246,7 @@ async fn watch(
         tokio::select! {
             biased;
             () = ends.signals.recv() => break schema::End::Signal,
+            () = &mut ends.stop => break schema::End::Signal,
             _ = ends.exit.readable() => break schema::End::TargetExit,
             () = sleep_until(deadline.unwrap_or(start)), if deadline.is_some() => {
                 break schema::End::Duration;
@@ -220,7 +262,7 @@ async fn watch(
                     }
                 }
             }
-            _ = ticks.tick() => session.interval(writer, false)?,
+            _ = ticks.tick() => session.interval(recorder, false)?,
             _ = event_ticks.tick() => {
                 session.drain.take_events();
                 if session.drain.wants_look() {
@@ -241,7 +283,7 @@ async fn watch(
     };
     own.stop();
     session.memory.whole_next();
-    session.interval(writer, true)?;
+    session.interval(recorder, true)?;
     Ok(end)
 }
 
@@ -251,10 +293,8 @@ struct Session<'a> {
     drain: Drain,
     memory: MemoryReader<'a>,
     goroutines: Option<Goroutines<'a>>,
-    modules: Modules,
-    schema_modules: Vec<schema::Module>,
-    mappings: Vec<schema::Mapping>,
-    addresses: HashSet<(u64, PcKind)>,
+    code: Code,
+    runs: Option<RunCounter>,
     limits: Vec<schema::Limit>,
     start: Instant,
     intervals: u32,
@@ -267,7 +307,7 @@ fn attach<'a>(
     plan: &Plan,
     heap_profile: &mut HeapProfile,
     loaded: &mut Loaded,
-    writer: &mut CaptureWriter<File>,
+    recorder: &mut dyn Recorder,
 ) -> Result<Session<'a>> {
     let mut modules = Modules::default();
     let mut limits = Vec::new();
@@ -291,9 +331,7 @@ fn attach<'a>(
     // already in this picture change it to the same again.
     let map = target.address_map()?;
     let go_heap = sampling::go_heap(target, plan, options.sample_bytes, options.sizes);
-    writer
-        .header(&header::header(options, target, plan, heap_profile, clocks))
-        .context("failed to write the capture's header")?;
+    recorder.header(header::header(options, target, plan, heap_profile, clocks))?;
     let goroutines = match &target.go {
         Some(Ok(go)) if options.families.go || options.families.goroutine => {
             // Why not is in the plan.
@@ -302,26 +340,31 @@ fn attach<'a>(
         }
         _ => None,
     };
+    let runs = match options.count_runs.then(|| loaded.count_runs()).transpose() {
+        Ok(runs) => runs,
+        Err(error) => {
+            limits.push(limit("what the probes cost", &error.to_string()));
+            None
+        }
+    };
     let mut session = Session {
         target,
         drain: Drain::new(kernel, address_space(target, &map), go_heap),
         memory: MemoryReader::new(target),
         goroutines,
-        modules,
-        schema_modules: Vec::new(),
-        mappings: Vec::new(),
-        addresses: HashSet::new(),
+        code: Code::new(modules),
+        runs,
         limits,
         start,
         intervals: 0,
         t_ns: 0,
     };
-    session.interval(writer, false)?;
+    session.interval(recorder, false)?;
     Ok(session)
 }
 
 impl Session<'_> {
-    fn interval(&mut self, writer: &mut CaptureWriter<File>, is_last: bool) -> Result<()> {
+    fn interval(&mut self, recorder: &mut dyn Recorder, is_last: bool) -> Result<()> {
         self.t_ns = self.start.elapsed().as_nanos() as u64;
         let mut interval = self.drain.interval(self.t_ns)?;
         interval.memory = self.memory.read();
@@ -333,80 +376,17 @@ impl Session<'_> {
             goroutines.creations(&mut interval, self.drain.creations()?);
             goroutines.interval(&mut interval, monotonic_ns(), &purpose);
         }
-        self.addresses.extend(symbolize::addresses_in(&interval));
-        if self.intervals == 0 || self.in_unknown_code(&interval) {
-            self.find_mappings(&mut interval);
-        }
-        writer
-            .interval(&interval)
-            .context("failed to write an interval to the capture")?;
+        self.code.take(&mut interval, self.target);
         self.intervals += 1;
-        Ok(())
+        let now = Now {
+            code: &self.code,
+            events: self.drain.events(),
+            runs: self.runs.as_ref().map(RunCounter::runs),
+        };
+        recorder.interval(interval, &now)
     }
 
-    fn in_unknown_code(&self, interval: &schema::Interval) -> bool {
-        let known = |(pc, _): (u64, PcKind)| {
-            let mut mappings = self.mappings.iter();
-            mappings.any(|m| (m.start..m.end).contains(&pc))
-        };
-        !symbolize::addresses_in(interval).all(known)
-    }
-
-    fn find_mappings(&mut self, interval: &mut schema::Interval) {
-        let Ok(map) = self.target.address_map() else {
-            return;
-        };
-        for mapping in map.executable() {
-            let (start, end) = mapping.address;
-            if self
-                .mappings
-                .iter()
-                .any(|m| (m.start, m.end) == (start, end))
-            {
-                continue;
-            }
-            let index = self.modules.intern(&map, mapping);
-            let id = index as u32 + 1;
-            let is_new = self.schema_modules.iter().all(|module| module.id != id);
-            if is_new && let Some(module) = self.modules.get(index) {
-                let module = schema::Module {
-                    id,
-                    path: module.path.clone(),
-                    build_id: module.build_id.clone().unwrap_or_default(),
-                };
-                self.schema_modules.push(module.clone());
-                interval.modules.push(module);
-            }
-            let mapping = schema::Mapping {
-                start,
-                end,
-                file_offset: mapping.offset,
-                module: id,
-            };
-            self.mappings.push(mapping);
-            interval.mappings.push(mapping);
-        }
-    }
-
-    /// Names every address seen, from the files that were mapped (kept open since), and closes
-    /// the capture.
-    fn close(
-        mut self,
-        mut writer: CaptureWriter<File>,
-        end: schema::End,
-        sampler_end: schema::SamplerEnd,
-    ) -> Result<()> {
-        let open = |wanted: &symbolize::Module| {
-            self.modules
-                .open_path(&wanted.path, wanted.build_id.as_deref())
-        };
-        let addresses: Vec<_> = self.addresses.iter().copied().collect();
-        let symbols =
-            symbolize::Symbolizer::from_capture(&self.schema_modules, &self.mappings, open)
-                .symbols(&addresses);
-        writer
-            .symbols(&symbols)
-            .context("failed to write the symbols to the capture")?;
+    fn end(mut self, end: schema::End, sampler_end: schema::SamplerEnd) -> Ending {
         let mut losses = self.drain.losses();
         if let Some(goroutines) = &self.goroutines {
             losses.extend(goroutines.losses());
@@ -425,10 +405,10 @@ impl Session<'_> {
                 .collect(),
             sampler_end: sampler_end.into(),
         };
-        let file = writer
-            .close(&close)
-            .context("failed to close the capture")?;
-        file.sync_all().context("failed to close the capture")
+        Ending {
+            code: self.code,
+            close,
+        }
     }
 }
 

@@ -7,6 +7,7 @@
 mod batch;
 mod host;
 mod log;
+mod run_stats;
 mod tracefs;
 
 use std::{
@@ -35,6 +36,7 @@ pub use self::{
     batch::for_each_entry,
     host::{Feature, check_host, features},
     log::KernelLog,
+    run_stats::{RunCounter, Runs},
     tracefs::ensure_tracefs,
 };
 

@@ -1,6 +1,6 @@
-//! The signals that end a recording in order.
+//! What ends a recording in order.
 
-use std::{future::poll_fn, os::fd::BorrowedFd, task::Poll};
+use std::{future::poll_fn, os::fd::BorrowedFd, pin::Pin, task::Poll};
 
 use anyhow::{Context as _, Result};
 use procfs::process::Process;
@@ -15,6 +15,8 @@ pub(super) struct Ends<'a> {
     pub(super) signals: StopSignals,
     /// Readable when the target exits.
     pub(super) exit: AsyncFd<BorrowedFd<'a>>,
+    /// Ready when whoever asked for the recording has enough.
+    pub(super) stop: Pin<&'a mut dyn Future<Output = ()>>,
 }
 
 /// Waits for a signal to stop.

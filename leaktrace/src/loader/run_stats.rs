@@ -1,0 +1,92 @@
+//! What the kernel side costs, by the kernel's own count.
+
+use std::{
+    fs,
+    os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
+    time::Duration,
+};
+
+use aya::sys::{Stats, enable_stats};
+
+use super::{LoadError, Loaded};
+
+/// Runs of our programs since they were loaded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Runs {
+    /// How often one ran.
+    pub count: u64,
+    /// The time they took, all processors together.
+    pub time: Duration,
+}
+
+/// Has the kernel count, as long as it lives. It counts for every BPF program of the host then, at two
+/// readings of the clock a run.
+pub struct RunCounter {
+    programs: Vec<OwnedFd>,
+    _enabled: OwnedFd,
+}
+
+impl Loaded {
+    /// Begins to count the runs of the programs that are loaded.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses.
+    pub fn count_runs(&self) -> Result<RunCounter, LoadError> {
+        let enabled = enable_stats(Stats::RunTime)
+            .map_err(|error| LoadError::other("have the kernel count runs of programs", error))?;
+        let programs = self.ebpf.programs();
+        let programs = programs.filter_map(|(_, program)| {
+            // Those that the plan has no use for are not loaded.
+            program.fd().ok()?.as_fd().try_clone_to_owned().ok()
+        });
+        Ok(RunCounter {
+            programs: programs.collect(),
+            _enabled: enabled,
+        })
+    }
+}
+
+impl RunCounter {
+    /// The runs so far.
+    pub fn runs(&self) -> Runs {
+        let mut sum = Runs::default();
+        for program in &self.programs {
+            // kernel/bpf/syscall.c, bpf_prog_show_fdinfo.
+            let path = format!("/proc/self/fdinfo/{}", program.as_raw_fd());
+            let runs = parse(&fs::read_to_string(path).unwrap_or_default());
+            sum.count += runs.count;
+            sum.time += runs.time;
+        }
+        sum
+    }
+}
+
+fn parse(fdinfo: &str) -> Runs {
+    let field = |name: &str| {
+        let value = fdinfo
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        value
+            .and_then(|value| value.trim().parse().ok())
+            .unwrap_or(0)
+    };
+    Runs {
+        count: field("run_cnt"),
+        time: Duration::from_nanos(field("run_time_ns")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernels_count_is_read() {
+        let fdinfo = "pos:\t0\nflags:\t02000002\nprog_type:\t2\nprog_id:\t71\nrun_time_ns:\t52000\n\
+                      run_cnt:\t104\nrecursion_misses:\t0\nverified_insns:\t9\n";
+        let time = Duration::from_micros(52);
+        assert_eq!(parse(fdinfo), Runs { count: 104, time });
+        assert_eq!(parse(""), Runs::default());
+    }
+}
