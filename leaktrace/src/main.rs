@@ -3,6 +3,7 @@
 mod args;
 mod exporting;
 mod reading;
+mod talk;
 mod terminal;
 
 use std::{
@@ -16,16 +17,16 @@ use clap::Parser as _;
 use leaktrace::{
     check, goroutines,
     loader::LoadError,
-    plan::Plan,
-    record::{self, Progress, State},
+    record,
     report::{self, Report, ReportOptions},
-    target::{SwitchError, Target, TargetError},
+    target::{SwitchError, TargetError},
     verdict::Verdict,
 };
 
 use crate::{
     args::{Args, Command, Format},
     reading::{read_capture, read_report, symbols},
+    talk::Talk,
 };
 
 const DONE: u8 = 0;
@@ -92,7 +93,7 @@ fn record(args: &args::Record) -> Result<u8> {
     if let Some(conflict) = args.conflict() {
         conflict.exit();
     }
-    let mut progress = Talk { quiet: args.quiet };
+    let mut progress = Talk::new(args.quiet);
     let recorded = record::record(&args.options(), args.output.clone(), &mut progress)?;
     if !args.quiet {
         let report = read_report(&recorded.file, &ReportOptions::default(), &[])?;
@@ -201,41 +202,4 @@ fn print_text(report: &Report, sites: usize, all_frames: bool) -> Result<()> {
     let options = terminal::text_options(sites, all_frames);
     report::text::write(report, options, io::stdout().lock())?;
     Ok(())
-}
-
-/// What `record` says to people, on stderr.
-struct Talk {
-    quiet: bool,
-}
-
-impl Progress for Talk {
-    fn attached(&mut self, target: &Target, plan: &Plan, file: &Path) {
-        if self.quiet {
-            return;
-        }
-        eprintln!(
-            "leaktrace: attached to {} ({}) with {} probes, writing `{}`",
-            target.pid,
-            target.comm.escape_debug(),
-            plan.uprobes.len() + plan.tracepoints.len(),
-            file.display()
-        );
-        for limit in &plan.limits {
-            eprintln!("leaktrace: not seen: {}: {}", limit.what, limit.reason);
-        }
-    }
-
-    fn interval(&mut self, _state: &State) {}
-
-    fn note(&mut self, text: &str) {
-        if !self.quiet {
-            eprintln!("leaktrace: {text}");
-        }
-    }
-
-    fn symbolizing(&mut self) {
-        if !self.quiet {
-            eprintln!("leaktrace: detached, looking up symbols");
-        }
-    }
 }

@@ -6,6 +6,7 @@
 mod browser;
 mod matrix;
 mod service;
+mod terminal;
 mod tool;
 mod traces;
 mod watchdog;
@@ -13,6 +14,7 @@ mod watchdog;
 pub use browser::Browser;
 pub use matrix::{go_modes, go_versions};
 pub use service::Service;
+pub use terminal::Terminal;
 pub use tool::{Finished, Leaktrace, report, run};
 pub use traces::assert_nothing_left;
 

@@ -1,7 +1,7 @@
 //! Numbers as people read them.
 
 /// Bytes with a binary unit and three or four significant digits: `1.50 MiB`. A minus is kept.
-pub(crate) fn bytes(value: f64) -> String {
+pub fn bytes(value: f64) -> String {
     const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
     if value.abs() < 1024.0 {
         return format!("{value:.0} B");
@@ -20,7 +20,7 @@ pub(crate) fn bytes(value: f64) -> String {
 }
 
 /// A length of time: `4.2 s`, `3 min 20 s`, `2 h 5 min`.
-pub(crate) fn seconds(value: f64) -> String {
+pub fn seconds(value: f64) -> String {
     if value < 59.95 {
         let digits = usize::from(value < 9.95 && value.fract().abs() >= 0.05);
         return format!("{value:.digits$} s");
@@ -36,13 +36,13 @@ pub(crate) fn seconds(value: f64) -> String {
 }
 
 /// `1 sample`, `2 samples`.
-pub(crate) fn count(number: u64, what: &str) -> String {
+pub fn count(number: u64, what: &str) -> String {
     let plural = if number == 1 { "" } else { "s" };
     format!("{} {what}{plural}", thousands(number))
 }
 
 /// A whole number with its thousands set apart: `12,345`.
-pub(crate) fn thousands(number: u64) -> String {
+pub fn thousands(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::new();
     for (index, digit) in digits.char_indices() {

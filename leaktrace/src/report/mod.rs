@@ -10,7 +10,7 @@
 
 #![forbid(unsafe_code)]
 
-pub(crate) mod human;
+pub mod human;
 mod schema;
 mod symbols;
 mod stack;
