@@ -33,6 +33,9 @@ pub(crate) enum Command {
     Goroutines(Goroutines),
     /// Say what the host has, and what record would do to a process; attaches nothing.
     Check(Check),
+    /// Write manual pages and completions for bash, zsh and fish.
+    #[command(hide = true)]
+    Generate(Generate),
 }
 
 #[derive(clap::Args)]
@@ -304,6 +307,12 @@ pub(crate) struct Check {
     /// Form of the result.
     #[arg(long, value_enum, default_value = "text")]
     pub(crate) format: Format,
+}
+
+#[derive(clap::Args)]
+pub(crate) struct Generate {
+    /// Folder in which `man` and `completions` are made.
+    pub(crate) folder: PathBuf,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -2,6 +2,7 @@
 
 mod args;
 mod exporting;
+mod generate;
 mod reading;
 mod talk;
 mod terminal;
@@ -45,6 +46,7 @@ fn main() -> ExitCode {
         Command::Diff(args) => diff(&args),
         Command::Goroutines(args) => look(&args),
         Command::Check(args) => check(&args),
+        Command::Generate(args) => generate::generate(&args.folder).map(|()| DONE),
     };
     ExitCode::from(result.unwrap_or_else(|error| {
         if is_closed_pipe(&error) {

@@ -13,6 +13,7 @@ mod setup;
 mod targets;
 mod service;
 mod demo;
+mod man;
 mod checks;
 mod test;
 mod bench;
@@ -82,6 +83,8 @@ enum Chore {
         #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(5..=600))]
         seconds: u64,
     },
+    /// Write manual pages and completions to `target/man` and `target/completions`.
+    Man,
     /// Hold the architecture's invariants by reading the sources.
     Tidy,
     /// Measure the Go runtime's types anew, in every known release.
@@ -118,6 +121,7 @@ fn run(arguments: &Arguments) -> Result<()> {
             ref case,
         } => bench::run(pairs, seconds, workers, case),
         Chore::Services { ref names, seconds } => services::run(names, seconds),
+        Chore::Man => man::make(),
         Chore::Tidy => tidy::run(),
         Chore::GoLayouts => go_layouts::run(),
     }

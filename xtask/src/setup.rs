@@ -145,6 +145,15 @@ fn install_packages(scope: Scope) -> Result<()> {
             );
         }
         let has_bpftool = find("bpftool").is_some() || Path::new("/usr/sbin/bpftool").is_file();
+        for (program, why) in [
+            ("mandoc", "it checks the manual pages"),
+            ("man", "it shows the manual pages"),
+            ("zsh", "it reads its completion"),
+            ("fish", "it reads its completion"),
+        ] {
+            let package = if program == "man" { "man-db" } else { program };
+            need(find(program).is_some(), package, why);
+        }
         need(
             has_bpftool,
             "bpftool",
