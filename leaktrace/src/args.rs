@@ -29,6 +29,8 @@ pub(crate) enum Command {
     Export(Export),
     /// Compare two captures: what grew, what is new, what is gone.
     Diff(Diff),
+    /// Watch a process in the terminal: its sites, goroutines, memory and what watching costs.
+    Top(Top),
     /// Goroutines of a Go process, or of a capture: what they wait for, where, and who made them.
     Goroutines(Goroutines),
     /// Say what the host has, and what record would do to a process; attaches nothing.
@@ -104,16 +106,11 @@ impl Record {
     }
 
     pub(crate) fn options(&self) -> record::Options {
-        let has = |family| self.probe.contains(&family) || self.probe.contains(&Family::Auto);
         record::Options {
             pid: self.pid,
             duration: self.duration,
             interval: self.interval,
-            families: Families {
-                vm: has(Family::Vm),
-                go: has(Family::Go),
-                goroutine: self.probe.contains(&Family::Goroutine),
-            },
+            families: families(&self.probe),
             sample_bytes: self.sample,
             go_enable_heap_profile: self.go_enable_heap_profile,
             sizes: MapSizes {
@@ -125,6 +122,48 @@ impl Record {
             kernel_log: self.kernel_log,
             count_runs: false,
         }
+    }
+}
+
+#[derive(clap::Args)]
+pub(crate) struct Top {
+    /// Process to attach to.
+    #[arg(short, long, value_name = "PID", value_parser = clap::value_parser!(i32).range(1..))]
+    pid: i32,
+    /// Length of an interval: how often the screen changes.
+    #[arg(long, default_value = "1s", value_parser = interval)]
+    interval: Duration,
+    /// Families of probes: auto, or some of vm,go,goroutine.
+    #[arg(long, value_delimiter = ',', default_value = "auto")]
+    probe: Vec<Family>,
+    /// Bytes for each sample, where leaktrace samples a Go heap itself because the runtime does not.
+    #[arg(long, value_name = "SIZE", default_value = "512KiB", value_parser = sample_bytes)]
+    sample: u64,
+}
+
+impl Top {
+    pub(crate) fn options(&self) -> record::Options {
+        record::Options {
+            pid: self.pid,
+            duration: None,
+            interval: self.interval,
+            families: families(&self.probe),
+            sample_bytes: self.sample,
+            go_enable_heap_profile: false,
+            sizes: MapSizes::default(),
+            kernel_log: false,
+            count_runs: true,
+        }
+    }
+}
+
+/// What is asked for with `--probe`.
+fn families(probe: &[Family]) -> Families {
+    let has = |family| probe.contains(&family) || probe.contains(&Family::Auto);
+    Families {
+        vm: has(Family::Vm),
+        go: has(Family::Go),
+        goroutine: probe.contains(&Family::Goroutine),
     }
 }
 

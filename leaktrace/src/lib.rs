@@ -25,4 +25,5 @@ pub mod sampling;
 pub mod planning;
 pub mod check;
 pub mod record;
+pub mod top;
 pub mod goroutines;

@@ -21,6 +21,7 @@ use leaktrace::{
     record,
     report::{self, Report, ReportOptions},
     target::{SwitchError, TargetError},
+    top::{self, NoTerminal},
     verdict::Verdict,
 };
 
@@ -44,6 +45,7 @@ fn main() -> ExitCode {
         Command::Report(args) => show(&args),
         Command::Export(args) => export(&args),
         Command::Diff(args) => diff(&args),
+        Command::Top(args) => top(&args),
         Command::Goroutines(args) => look(&args),
         Command::Check(args) => check(&args),
         Command::Generate(args) => generate::generate(&args.folder).map(|()| DONE),
@@ -68,6 +70,9 @@ fn exit_code(error: &anyhow::Error) -> u8 {
             return NOT_SUPPORTED;
         }
         Some(TargetError::Other { .. }) | None => {}
+    }
+    if error.is::<NoTerminal>() {
+        return USAGE;
     }
     if let Some(SwitchError::Unsupported { .. }) = error.downcast_ref() {
         return NOT_SUPPORTED;
@@ -159,6 +164,17 @@ fn diff(args: &args::Diff) -> Result<u8> {
             report::text::write_diff(&diff, options, &mut out)?;
         }
         Format::Json => report::json::write(&diff, &mut out)?,
+    }
+    Ok(DONE)
+}
+
+fn top(args: &args::Top) -> Result<u8> {
+    let Some(seen) = top::top(&args.options(), terminal::is_coloured())? else {
+        return Ok(DONE);
+    };
+    if seen.by_itself {
+        print_text(&seen.report, 3, false)?;
+        eprintln!("leaktrace: top has ended: {}", seen.report.window.end_text);
     }
     Ok(DONE)
 }

@@ -24,10 +24,10 @@ pub fn create(path: &Path) -> Result<File> {
         .open(path)
         .map_err(|error| match error.kind() {
             io::ErrorKind::AlreadyExists if path.is_symlink() => {
-                anyhow::anyhow!("`{name}` is a symbolic link: give another file with -o")
+                anyhow::anyhow!("`{name}` is a symbolic link: give another file")
             }
             io::ErrorKind::AlreadyExists => {
-                anyhow::anyhow!("`{name}` exists already: give another file with -o, or remove it")
+                anyhow::anyhow!("`{name}` exists already: give another file, or remove it")
             }
             io::ErrorKind::NotFound => {
                 anyhow::anyhow!("the directory of `{name}` does not exist: make it first")

@@ -37,6 +37,7 @@ use crate::{
     target::{AddressMap, Target, maps::Modules},
 };
 
+pub(crate) use self::file::default_file;
 pub use self::{
     code::Code,
     file::{Progress, Recorded, State, record},
@@ -117,6 +118,8 @@ pub struct Now<'a> {
     pub events: u64,
     /// Runs of the kernel side's programs since the attach, if they are counted.
     pub runs: Option<Runs>,
+    /// What cannot be seen, beyond what the header tells.
+    pub limits: &'a [schema::Limit],
 }
 
 /// What is left of a recording once it is over.
@@ -379,6 +382,7 @@ impl Session<'_> {
         self.code.take(&mut interval, self.target);
         self.intervals += 1;
         let now = Now {
+            limits: &self.limits(),
             code: &self.code,
             events: self.drain.events(),
             runs: self.runs.as_ref().map(RunCounter::runs),
@@ -386,11 +390,18 @@ impl Session<'_> {
         recorder.interval(interval, &now)
     }
 
-    fn end(mut self, end: schema::End, sampler_end: schema::SamplerEnd) -> Ending {
+    fn limits(&self) -> Vec<schema::Limit> {
+        let goroutines = self.goroutines.as_ref().and_then(Goroutines::limit);
+        let own = self.limits.iter().cloned();
+        own.chain(goroutines)
+            .chain(self.memory.limits().iter().cloned())
+            .collect()
+    }
+
+    fn end(self, end: schema::End, sampler_end: schema::SamplerEnd) -> Ending {
         let mut losses = self.drain.losses();
         if let Some(goroutines) = &self.goroutines {
             losses.extend(goroutines.losses());
-            self.limits.extend(goroutines.limit());
         }
         let close = schema::Close {
             end: end.into(),
@@ -398,11 +409,7 @@ impl Session<'_> {
             intervals: self.intervals,
             events: self.drain.events(),
             losses,
-            limits: self
-                .limits
-                .into_iter()
-                .chain(self.memory.into_limits())
-                .collect(),
+            limits: self.limits(),
             sampler_end: sampler_end.into(),
         };
         Ending {

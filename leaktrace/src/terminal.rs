@@ -20,7 +20,7 @@ pub(crate) fn text_options(top: usize, all_frames: bool) -> TextOptions {
     let set = |name| env::var(name).ok().filter(|value| !value.is_empty());
     TextOptions {
         top,
-        colour: is_terminal && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()),
+        colour: is_coloured(),
         width: columns(
             set("COLUMNS").as_deref(),
             terminal_size_of(&stdout).map(|(width, _)| width.0),
@@ -29,6 +29,11 @@ pub(crate) fn text_options(top: usize, all_frames: bool) -> TextOptions {
         unicode: is_utf8(["LC_ALL", "LC_CTYPE", "LANG"].map(set)),
         all_frames,
     }
+}
+
+/// Whether stdout is a terminal, and the user wants colours, <https://no-color.org>.
+pub(crate) fn is_coloured() -> bool {
+    io::stdout().is_terminal() && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
 /// What `COLUMNS` says, else the terminal, if there is one.

@@ -1,6 +1,7 @@
 //! Fewer, longer intervals: what lets a capture of days be read in bounded memory.
 
 use std::cmp::Ordering;
+use std::iter;
 use std::mem::size_of;
 
 use super::schema::{
@@ -73,46 +74,59 @@ impl Joiner {
         };
         self.joined.push(interval);
         if !alone {
-            self.join_cohorts(self.joined.len() - 1);
+            let last = self.joined.len() - 1;
+            join_cohorts(&mut self.joined, last);
             self.held = self.joined.iter().map(held).sum();
         }
     }
 
     fn halve(&mut self) {
-        let mut rest = std::mem::take(&mut self.joined).into_iter().peekable();
-        self.joined
-            .extend(rest.next_if(|interval| interval.index == 0));
-        while let Some(first) = rest.next() {
-            let Some(second) = rest.next() else {
-                self.pending = vec![first];
-                self.pending_count = self.stride;
-                break;
-            };
-            self.joined.extend(join(vec![first, second]));
+        let joinable = self.joined.iter().filter(|interval| interval.index > 0);
+        if joinable.count() % 2 == 1 {
+            self.pending.extend(self.joined.pop());
+            self.pending_count = self.stride;
         }
+        join_in_pairs(&mut self.joined);
         self.stride *= 2;
-        self.join_cohorts(0);
         self.held = self.joined.iter().chain(&self.pending).map(held).sum();
     }
+}
 
-    /// Puts together the deaths whose births are in one interval now, from the given interval on.
-    fn join_cohorts(&mut self, from: usize) {
-        let indexes: Vec<u32> = self.joined.iter().map(|interval| interval.index).collect();
-        let joined = self.joined[from..].iter_mut();
-        for delta in joined.flat_map(|interval| &mut interval.deltas) {
-            for freed in delta.freed.iter_mut().filter(|freed| freed.cohort > 0) {
-                let later = indexes.get(indexes.partition_point(|&index| index < freed.cohort));
-                freed.cohort = later.copied().unwrap_or(freed.cohort);
-            }
-            delta.freed = fold(
-                std::mem::take(&mut delta.freed),
-                |a, b| a.cohort.cmp(&b.cohort),
-                |sum, freed| {
-                    sum.objects = sum.objects.saturating_add(freed.objects);
-                    sum.bytes = sum.bytes.saturating_add(freed.bytes);
-                },
-            );
+/// Joins neighbours two by two, but for the attach; the last one stays by itself if their number is odd.
+pub(super) fn join_in_pairs(intervals: &mut Vec<Interval>) {
+    let mut rest = std::mem::take(intervals).into_iter().peekable();
+    intervals.extend(rest.next_if(|interval| interval.index == 0));
+    while let Some(first) = rest.next() {
+        intervals.extend(join(iter::once(first).chain(rest.next()).collect()));
+    }
+    join_cohorts(intervals, 0);
+}
+
+/// Joins the last `count` intervals, one or more.
+pub(super) fn join_last(intervals: &mut Vec<Interval>, count: usize) {
+    let last = intervals.split_off(intervals.len().saturating_sub(count));
+    let at = intervals.len();
+    intervals.extend(join(last));
+    join_cohorts(intervals, at);
+}
+
+/// Puts together the deaths whose births are in one interval now, from the given interval on.
+fn join_cohorts(intervals: &mut [Interval], from: usize) {
+    let indexes: Vec<u32> = intervals.iter().map(|interval| interval.index).collect();
+    let joined = intervals[from..].iter_mut();
+    for delta in joined.flat_map(|interval| &mut interval.deltas) {
+        for freed in delta.freed.iter_mut().filter(|freed| freed.cohort > 0) {
+            let later = indexes.get(indexes.partition_point(|&index| index < freed.cohort));
+            freed.cohort = later.copied().unwrap_or(freed.cohort);
         }
+        delta.freed = fold(
+            std::mem::take(&mut delta.freed),
+            |a, b| a.cohort.cmp(&b.cohort),
+            |sum, freed| {
+                sum.objects = sum.objects.saturating_add(freed.objects);
+                sum.bytes = sum.bytes.saturating_add(freed.bytes);
+            },
+        );
     }
 }
 
@@ -205,7 +219,7 @@ fn fold<T>(
 }
 
 /// Gives back what vectors have grown beyond their length while they were decoded.
-fn shrink(interval: &mut Interval) {
+pub(super) fn shrink(interval: &mut Interval) {
     for delta in &mut interval.deltas {
         delta.freed.shrink_to_fit();
     }
@@ -215,7 +229,7 @@ fn shrink(interval: &mut Interval) {
 }
 
 /// About how many bytes an interval takes in memory.
-fn held(interval: &Interval) -> u64 {
+pub(super) fn held(interval: &Interval) -> u64 {
     let pcs: usize = interval
         .sites
         .iter()

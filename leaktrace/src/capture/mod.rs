@@ -22,9 +22,11 @@ mod block;
 mod write;
 mod coarsen;
 mod read;
+mod live;
 #[cfg(test)]
 mod tests;
 
 pub use block::{FORMAT_VERSION, MAGIC};
+pub use live::LiveCapture;
 pub use read::{Capture, Damage, Ended, Limits, ReadError};
 pub use write::{CaptureWriter, WriteError};

@@ -66,8 +66,8 @@ impl<'a> MemoryReader<'a> {
     }
 
     /// What could not be read.
-    pub fn into_limits(self) -> Vec<schema::Limit> {
-        self.limits
+    pub fn limits(&self) -> &[schema::Limit] {
+        &self.limits
     }
 
     /// The memory now. `None`: the target is gone.

@@ -187,7 +187,7 @@ impl Recorder for ToFile<'_> {
 }
 
 /// `leaktrace-COMM-PID-UTC.leaktrace`, with nothing in COMM that a shell or a path minds.
-fn default_file(comm: &str, pid: u32) -> PathBuf {
+pub(crate) fn default_file(comm: &str, pid: u32) -> PathBuf {
     let comm: String = comm
         .chars()
         .map(|c| {

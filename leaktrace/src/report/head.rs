@@ -79,6 +79,7 @@ pub(super) fn window(capture: &Capture, heap: &LiveHeap, go: bool) -> WindowRepo
                     "target-oom",
                     "the kernel killed the target for want of memory",
                 ),
+                End::Live => ("live", "a moment of it: the recording went on"),
                 End::Lost | End::Unspecified => ("lost", "leaktrace itself failed; see the limits"),
             };
             (

@@ -108,7 +108,7 @@ pub struct WindowReport {
     pub start_unix_ns: u64,
     /// Its length.
     pub duration_s: f64,
-    /// `duration`, `signal`, `target-exit`, `target-oom` or `lost`.
+    /// `duration`, `signal`, `target-exit`, `target-oom`, `lost` or `live`.
     pub end: String,
     /// The end in words.
     pub end_text: String,

@@ -45,6 +45,7 @@ impl Default for TextOptions {
 }
 
 pub use diff::write_diff;
+pub(crate) use site::{name_of, place_of};
 
 const BOLD: &str = "1";
 const DIM: &str = "2";

@@ -20,7 +20,7 @@ use serde::Serialize;
 
 use crate::capture::{Capture, schema};
 pub use crate::go::PcKind;
-pub use table::{SymbolTable, SymbolsError};
+pub use table::{SymbolTable, SymbolsBuilder, SymbolsError};
 
 /// A file, or other origin, of executable memory.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -29,6 +29,15 @@ pub struct Module {
     pub path: String,
     /// GNU build id in hex, or Go build id.
     pub build_id: Option<String>,
+}
+
+impl From<&schema::Module> for Module {
+    fn from(module: &schema::Module) -> Self {
+        Self {
+            path: module.path.clone(),
+            build_id: Some(module.build_id.clone()).filter(|id| !id.is_empty()),
+        }
+    }
 }
 
 /// A piece of executable memory.
@@ -104,11 +113,7 @@ impl<'a> Symbolizer<'a> {
         let mut named = Vec::new();
         for module in modules {
             index.insert(module.id, named.len());
-            let build_id = Some(module.build_id.clone()).filter(|id| !id.is_empty());
-            named.push(Module {
-                path: module.path.clone(),
-                build_id,
-            });
+            named.push(Module::from(module));
         }
         let mappings = mappings.into_iter().filter_map(|mapping| {
             let module = *index.get(&mapping.module)?;
@@ -174,7 +179,9 @@ impl<'a> Symbolizer<'a> {
         let mut addresses = addresses.to_vec();
         addresses.sort_unstable_by_key(|(address, kind)| (*address, table::flags(*kind)));
         addresses.dedup();
-        table::to_schema(&addresses, self.symbolize(&addresses))
+        let mut symbols = SymbolsBuilder::default();
+        symbols.add(&addresses, self.symbolize(&addresses));
+        symbols.into_symbols()
     }
 
     fn place(&self, address: u64, kind: PcKind) -> Option<(usize, module::Place)> {

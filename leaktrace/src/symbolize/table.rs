@@ -30,14 +30,50 @@ pub(super) fn flags(kind: PcKind) -> (bool, bool) {
     (kind == PcKind::Logical, kind == PcKind::Instruction)
 }
 
-#[derive(Default)]
-struct Writer {
+/// Symbols in the making: what is named is added, and kept once.
+#[derive(Debug)]
+pub struct SymbolsBuilder {
     symbols: schema::Symbols,
     strings: HashMap<String, u32>,
     frames: HashMap<Frame, u32>,
 }
 
-impl Writer {
+impl Default for SymbolsBuilder {
+    fn default() -> Self {
+        let mut symbols = schema::Symbols::default();
+        symbols.strings.push(String::new());
+        Self {
+            symbols,
+            strings: HashMap::new(),
+            frames: HashMap::new(),
+        }
+    }
+}
+
+impl SymbolsBuilder {
+    /// Adds addresses and the frames at each. The caller takes care that each is added once.
+    pub fn add(&mut self, addresses: &[(u64, PcKind)], frames: Vec<Vec<Frame>>) {
+        for ((address, kind), frames) in addresses.iter().zip(frames) {
+            let (logical, exact) = flags(*kind);
+            let frames = frames.into_iter().map(|frame| self.frame(frame)).collect();
+            self.symbols.addresses.push(schema::Address {
+                address: *address,
+                logical,
+                exact,
+                frames,
+            });
+        }
+    }
+
+    /// As a capture keeps them.
+    pub fn symbols(&self) -> &schema::Symbols {
+        &self.symbols
+    }
+
+    pub(super) fn into_symbols(self) -> schema::Symbols {
+        self.symbols
+    }
+
     fn string(&mut self, text: Option<&str>) -> u32 {
         let Some(text) = text.filter(|text| !text.is_empty()) else {
             return 0;
@@ -71,25 +107,6 @@ impl Writer {
         self.frames.insert(frame, index);
         index
     }
-}
-
-pub(super) fn to_schema(addresses: &[(u64, PcKind)], frames: Vec<Vec<Frame>>) -> schema::Symbols {
-    let mut writer = Writer::default();
-    writer.symbols.strings.push(String::new());
-    for ((address, kind), frames) in addresses.iter().zip(frames) {
-        let (logical, exact) = flags(*kind);
-        let frames = frames
-            .into_iter()
-            .map(|frame| writer.frame(frame))
-            .collect();
-        writer.symbols.addresses.push(schema::Address {
-            address: *address,
-            logical,
-            exact,
-            frames,
-        });
-    }
-    writer.symbols
 }
 
 /// The symbols of a capture, to look up in.

@@ -10,7 +10,10 @@ use std::{
     os::fd::{AsFd as _, OwnedFd},
     path::PathBuf,
     process::{Child, ExitStatus},
-    sync::{Arc, Condvar, Mutex, MutexGuard},
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -33,7 +36,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// `leaktrace` in a pseudo-terminal of its own. It is ended when this is dropped.
 pub struct Terminal {
-    child: Child,
+    child: Ended,
     pty: Pty,
     // Holds the terminal open, so that what it is set to can be read after the command has ended.
     terminal: OwnedFd,
@@ -43,6 +46,7 @@ pub struct Terminal {
 }
 
 struct Watched {
+    is_closed: AtomicBool,
     parser: Mutex<vt100::Parser>,
     changed: Condvar,
 }
@@ -77,6 +81,7 @@ impl Terminal {
             .spawn(pts)
             .expect("leaktrace starts");
         let screen = Arc::new(Watched {
+            is_closed: AtomicBool::new(false),
             parser: Mutex::new(vt100::Parser::new(size(rows), size(columns), 0)),
             changed: Condvar::new(),
         });
@@ -84,7 +89,7 @@ impl Terminal {
         let watched = Arc::clone(&screen);
         thread::spawn(move || read(File::from(output), &watched));
         Self {
-            child,
+            child: Ended(child),
             pty,
             terminal,
             before,
@@ -146,7 +151,7 @@ impl Terminal {
     ///
     /// It is gone.
     pub fn signal(&self, signal: Signal) {
-        let pid = Pid::from_raw(self.child.id() as i32);
+        let pid = Pid::from_raw(self.child.0.id() as i32);
         nix::sys::signal::kill(pid, signal).expect("leaktrace runs");
     }
 
@@ -156,14 +161,7 @@ impl Terminal {
     ///
     /// It does not end within a minute, or the terminal is not as it was.
     pub fn ended(&mut self) -> ExitStatus {
-        let end = Instant::now() + PATIENCE;
-        let status = loop {
-            match self.child.try_wait().expect("our own child") {
-                Some(status) => break status,
-                None => assert!(Instant::now() < end, "leaktrace does not end"),
-            }
-            thread::sleep(Duration::from_millis(20));
-        };
+        let status = wait(&mut self.child.0);
         let after = tcgetattr(&self.terminal).expect("a terminal's settings");
         assert_eq!(
             after, self.before,
@@ -173,6 +171,24 @@ impl Terminal {
             !screen.alternate_screen() && !screen.hide_cursor()
         });
         status
+    }
+
+    /// Closes the terminal, as closing a window does, and waits until `leaktrace` has ended. It must have
+    /// something to draw until then.
+    ///
+    /// # Panics
+    ///
+    /// It does not end within a minute.
+    pub fn close(self) -> ExitStatus {
+        let Self {
+            mut child,
+            pty,
+            screen,
+            ..
+        } = self;
+        screen.is_closed.store(true, Ordering::Relaxed);
+        drop(pty);
+        wait(&mut child.0)
     }
 
     /// Where it runs.
@@ -196,10 +212,24 @@ impl Terminal {
     }
 }
 
-impl Drop for Terminal {
+/// A process that is ended when this is dropped.
+struct Ended(Child);
+
+impl Drop for Ended {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn wait(child: &mut Child) -> ExitStatus {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        match child.try_wait().expect("our own child") {
+            Some(status) => return status,
+            None => assert!(Instant::now() < end, "leaktrace does not end"),
+        }
+        thread::sleep(Duration::from_millis(20));
     }
 }
 
@@ -213,5 +243,8 @@ fn read(mut output: File, watched: &Watched) {
     while let Ok(count @ 1..) = output.read(&mut bytes) {
         watched.lock().process(&bytes[..count]);
         watched.changed.notify_all();
+        if watched.is_closed.load(Ordering::Relaxed) {
+            return;
+        }
     }
 }

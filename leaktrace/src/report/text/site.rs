@@ -183,14 +183,14 @@ impl Page {
     }
 }
 
-pub(super) fn name_of(frame: &Frame) -> String {
+pub(crate) fn name_of(frame: &Frame) -> String {
     match &frame.function {
         Some(function) => escape(function),
         None => format!("{:#x}", frame.address),
     }
 }
 
-pub(super) fn place_of(frame: &Frame) -> String {
+pub(crate) fn place_of(frame: &Frame) -> String {
     let line = frame
         .line
         .map(|line| format!(":{line}"))
