@@ -9,7 +9,7 @@
 //! | `mixed-GO-MODE` | half C, half Go, in the modes of [`C_MODES`] |
 //! | `blocked-GO-nopprof`, `blocked-GO-stripped` | a goroutine for each way of waiting; no sampler in either |
 //! | `…-nopprof` | `reload`, `pipeline` and `churn` without the sampler: `runtime.MemProfileRate` is 0 |
-//! | `vm` | `tests/targets/c/vm.c` |
+//! | `vm`, `rates` | `tests/targets/c/vm.c` and `rates.c` |
 //!
 //! `GO` is 1.27.3 and 1.19.8 for the tests, 1.27.3 for the demo, and every release of `go.rs` after
 //! `cargo xtask build --full` and `test --full`. leaktrace itself is where `LEAKTRACE_BIN` says, else
@@ -151,7 +151,8 @@ pub(crate) fn build(scope: Scope) -> Result<()> {
         }
     }
     if scope >= Scope::Test {
-        build_c("vm", &out)
+        build_c("vm", &out)?;
+        build_c("rates", &out)
     } else {
         Ok(())
     }
