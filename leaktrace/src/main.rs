@@ -105,9 +105,10 @@ fn record(args: &args::Record) -> Result<u8> {
     if !args.quiet {
         let report = read_report(&recorded.file, &ReportOptions::default(), &[])?;
         print_text(&report, 3, false)?;
-        eprintln!(
-            "leaktrace: read on with `leaktrace report {}`",
-            recorded.file.display()
+        let file = recorded.file.display();
+        let _ = writeln!(
+            io::stderr(),
+            "leaktrace: read on with `leaktrace report {file}`"
         );
     }
     Ok(DONE)
@@ -174,7 +175,8 @@ fn top(args: &args::Top) -> Result<u8> {
     };
     if seen.by_itself {
         print_text(&seen.report, 3, false)?;
-        eprintln!("leaktrace: top has ended: {}", seen.report.window.end_text);
+        let end = seen.report.window.end_text;
+        let _ = writeln!(io::stderr(), "leaktrace: top has ended: {end}");
     }
     Ok(DONE)
 }

@@ -1,7 +1,7 @@
 //! What `record` says to people, on stderr.
 
 use std::{
-    io::{IsTerminal as _, stderr},
+    io::{IsTerminal as _, Write as _, stderr},
     path::Path,
 };
 
@@ -36,7 +36,9 @@ impl Talk {
     /// A line of its own, above the one that changes.
     fn say(&self, text: &str) {
         if !self.quiet {
-            self.live.suspend(|| eprintln!("leaktrace: {text}"));
+            // The terminal may be gone, as when a connection broke; the recording goes on.
+            let write = || writeln!(stderr(), "leaktrace: {text}");
+            let _ = self.live.suspend(write);
         }
     }
 }

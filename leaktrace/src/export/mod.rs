@@ -5,7 +5,7 @@
 //! is left out, and [`left_out`] says so. JSON is the report itself.
 //!
 //! Contract: pure. Sums are those of the report, to the byte. Names come from the target and may hold
-//! anything: [`escape`] makes them harmless, and each format escapes what has a meaning in it besides.
+//! anything: `escape` makes them harmless, and each format escapes what has a meaning in it besides.
 //! docs/export.md describes every format.
 
 #![forbid(unsafe_code)]

@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    mem::ManuallyDrop,
     path::Path,
     sync::{
         Arc,
@@ -39,6 +40,7 @@ impl Drop for Restored {
     fn drop(&mut self) {
         // It fails where the terminal is gone, and there is nobody to tell then.
         let _ = ratatui::try_restore();
+        let _ = crossterm::execute!(io::stdout(), crossterm::cursor::Show);
     }
 }
 
@@ -66,7 +68,9 @@ pub(super) fn show(
 
     let restored = Restored;
     // From here on a panic, on any thread, restores the terminal before it is told.
-    let mut terminal = ratatui::try_init().context("failed to set up the terminal")?;
+    // Its own drop tells on stderr what fails, and panics where that is a terminal that is gone.
+    let terminal = ratatui::try_init().context("failed to set up the terminal")?;
+    let mut terminal = ManuallyDrop::new(terminal);
     let keys = events();
     let mut is_changed = true;
     let shown = loop {

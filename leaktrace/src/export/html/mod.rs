@@ -1,10 +1,10 @@
 //! The report as one page that needs nothing.
 //!
-//! [`write()`] makes a file of HTML that loads nothing: style, script and [`Data`] are in it, and its
+//! [`write()`] makes a file of HTML that loads nothing: style, script and `Data` are in it, and its
 //! own policy forbids the rest. Text is written here and reads without JavaScript; the script
 //! adds what is drawn: the timeline, the flame graph, the filters.
 //!
-//! Contract: pure. Names from the target are text: [`maud`] escapes what it is given, [`Name`] what
+//! Contract: pure. Names from the target are text: [`maud`] escapes what it is given, `Name` what
 //! would fool a reader, and `<` does not occur in the JSON.
 
 mod name;
