@@ -35,6 +35,7 @@ pub use part::Part;
 pub use survival::{Age, Survival};
 
 use estimate::RefillClass;
+pub(crate) use estimate::Z_95;
 use part::{Death, Totals};
 
 /// Slots of time kept, not counting the attach.

@@ -93,12 +93,10 @@ fn line(state: &State) -> String {
         losses => format!("{} lost", human::thousands(losses)),
     });
     if let (Some(rss), Some(before)) = (state.rss, state.rss_at_attach) {
-        let growth = rss as f64 - before as f64;
-        let sign = if growth < 0.0 { "" } else { "+" };
         parts.push(format!(
-            "resident {} ({sign}{})",
+            "resident {} ({})",
             human::bytes(rss as f64),
-            human::bytes(growth)
+            human::change(rss as f64 - before as f64)
         ));
     }
     parts.join(" · ")

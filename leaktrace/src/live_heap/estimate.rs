@@ -1,12 +1,14 @@
 //! From samples to bytes, and how far off that may be.
 
+use serde::{Deserialize, Serialize};
+
 use super::Count;
 
 /// Two-sided 95 % of the normal distribution.
-const Z_95: f64 = 1.96;
+pub(crate) const Z_95: f64 = 1.96;
 
 /// A figure and its 95 % interval.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Estimate {
     /// The estimate itself.
     pub value: f64,
@@ -28,6 +30,15 @@ impl Estimate {
             low: value - low,
             high: value + high,
         }
+    }
+
+    /// The difference of two independent estimates.
+    pub fn minus(self, other: Self) -> Self {
+        self.plus(Self {
+            value: -other.value,
+            low: -other.high,
+            high: -other.low,
+        })
     }
 }
 

@@ -19,6 +19,12 @@ pub fn bytes(value: f64) -> String {
     format!("{scaled:.digits$} {unit}")
 }
 
+/// A change in bytes, with its sign: `+1.50 MiB`.
+pub fn change(value: f64) -> String {
+    let plus = if value >= 0.0 { "+" } else { "" };
+    format!("{plus}{}", bytes(value))
+}
+
 /// A length of time: `4.2 s`, `3 min 20 s`, `2 h 5 min`.
 pub fn seconds(value: f64) -> String {
     if value < 59.95 {

@@ -40,6 +40,20 @@ pub struct Report {
     pub notes: Vec<String>,
 }
 
+impl Report {
+    /// What the sites that leak hold, in bytes, and how fast that grows, in bytes a second.
+    pub fn leaking(&self) -> (f64, f64) {
+        let leaking = self.sites.iter();
+        let leaking = leaking.filter(|site| site.verdict == Verdict::Leak);
+        leaking.fold((0.0, 0.0), |(bytes, rate), site| {
+            (
+                bytes + site.live_bytes as f64,
+                rate + site.growth_bytes_per_s,
+            )
+        })
+    }
+}
+
 /// Who was recorded.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TargetReport {

@@ -12,7 +12,6 @@ use jiff::Timestamp;
 use super::schema::{Report, SamplerSwitchReport};
 use super::{goroutines, human, memory};
 use crate::loss;
-use crate::verdict::Verdict;
 
 /// How to write it.
 #[derive(Clone, Copy, Debug)]
@@ -141,18 +140,7 @@ impl Page {
             .iter()
             .map(|&(count, one, many)| format!("{count} {}", if count == 1 { one } else { many }))
             .collect();
-        let leaking = || {
-            report
-                .sites
-                .iter()
-                .filter(|site| site.verdict == Verdict::Leak)
-        };
-        let (bytes, rate) = leaking().fold((0.0, 0.0), |(bytes, rate), site| {
-            (
-                bytes + site.live_bytes as f64,
-                rate + site.growth_bytes_per_s,
-            )
-        });
+        let (bytes, rate) = report.leaking();
         let leaking = if bytes > 0.0 {
             format!(
                 "; what leaks holds {} and grows by {}/s",

@@ -29,11 +29,10 @@ pub(super) fn memory(report: &Report) -> String {
     if let Some(before) = memory.rss_attach_bytes {
         let growth = rss as f64 - before as f64;
         let per_s = growth / report.window.duration_s.max(1.0);
-        let sign = if growth >= 0.0 { "+" } else { "" };
         parts.push(format!(
-            "{sign}{} since the attach ({sign}{}/s)",
-            human::bytes(growth),
-            human::bytes(per_s)
+            "{} since the attach ({}/s)",
+            human::change(growth),
+            human::change(per_s)
         ));
     }
     let named = [

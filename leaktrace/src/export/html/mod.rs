@@ -28,8 +28,7 @@ use self::data::Data;
 use self::name::Name;
 use crate::loss;
 use crate::report::text::is_obeyed;
-use crate::report::{Report, SiteReport, human};
-use crate::verdict::Verdict;
+use crate::report::{Report, human};
 
 const STYLE: &str = include_str!("assets/page.css");
 /// The controls and the places to draw in; hidden until the script runs.
@@ -134,20 +133,12 @@ fn head(report: &Report) -> Markup {
 
 /// What leaks, in a sentence.
 fn lead(report: &Report) -> Markup {
-    let of = |verdict| {
-        report
-            .sites
-            .iter()
-            .filter(move |site| site.verdict == verdict)
-    };
-    let sum = |value: fn(&SiteReport) -> f64| of(Verdict::Leak).map(value).sum::<f64>();
     let word = |count: usize, one: &str, many: &str| match count {
         1 => format!("1 site {one}"),
         count => format!("{} sites {many}", human::thousands(count as u64)),
     };
     let summary = report.summary;
-    let bytes = sum(|site| site.live_bytes as f64);
-    let rate = sum(|site| site.growth_bytes_per_s);
+    let (bytes, rate) = report.leaking();
     html! {
         b class={ "verdict-text " @if summary.leak > 0 { "leak" } @else { "steady" } } {
             (word(summary.leak, "leaks", "leak"))

@@ -1,11 +1,9 @@
-//! A figure with its width, and when two of them differ.
+//! Figures with their widths, and when two of them differ.
 
 use std::cmp::Ordering;
 
-use serde::{Deserialize, Serialize};
+use crate::live_heap::{Estimate, Z_95};
 
-/// Two-sided 95 % of the normal distribution.
-const Z_95: f64 = 1.96;
 /// Stretches of a series by which its growth is measured again and again.
 const BATCHES: usize = 8;
 /// Points below which nothing is said about growth.
@@ -13,40 +11,7 @@ const FEWEST_POINTS: usize = 5;
 /// A smaller share than this of the larger figure is not told as a change.
 const LEAST_CHANGE: f64 = 0.02;
 
-/// A figure and the interval in which it lies.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Figure {
-    /// The figure itself.
-    pub value: f64,
-    /// Lower end.
-    pub low: f64,
-    /// Upper end.
-    pub high: f64,
-}
-
-impl Figure {
-    /// The sum of two independent figures: distances to the ends add up as squares (Zou & Donner 2008,
-    /// "MOVER").
-    pub(super) fn plus(self, other: Self) -> Self {
-        let value = self.value + other.value;
-        let low = (self.value - self.low).hypot(other.value - other.low);
-        let high = (self.high - self.value).hypot(other.high - other.value);
-        Self {
-            value,
-            low: value - low,
-            high: value + high,
-        }
-    }
-
-    /// The difference of two independent figures.
-    pub(super) fn minus(self, other: Self) -> Self {
-        self.plus(Self {
-            value: -other.value,
-            low: -other.high,
-            high: -other.low,
-        })
-    }
-
+impl Estimate {
     /// How this compares with an earlier figure, where their intervals do not overlap.
     pub(super) fn against(self, earlier: Self) -> Option<Ordering> {
         let larger = self.value.abs().max(earlier.value.abs());
@@ -134,8 +99,8 @@ impl Figure {
 mod tests {
     use super::*;
 
-    fn figure(value: f64, reach: f64) -> Figure {
-        Figure {
+    fn figure(value: f64, reach: f64) -> Estimate {
+        Estimate {
             value,
             low: value - reach,
             high: value + reach,
@@ -164,13 +129,16 @@ mod tests {
             |rate: fn(u64) -> u64| -> Vec<_> { (0..=80).map(|t| (t as f64, rate(t))).collect() };
         let total = |series: &[(f64, u64)]| figure(series[80].1 as f64 - series[0].1 as f64, 0.0);
         let even = series(|t| 100 + 10 * t);
-        assert_eq!(Figure::growth(total(&even), &even), Some(figure(10.0, 0.0)));
+        assert_eq!(
+            Estimate::growth(total(&even), &even),
+            Some(figure(10.0, 0.0))
+        );
         // A saw-tooth happens to end high: the width covers zero.
         let saw = series(|t| 1000 * (t * 7 % 11));
-        let growth = Figure::growth(total(&saw), &saw).unwrap();
+        let growth = Estimate::growth(total(&saw), &saw).unwrap();
         assert!(growth.low < 0.0 && growth.high > 0.0, "{growth:?}");
-        assert_eq!(Figure::growth(total(&even), &even[..4]), None);
-        let level = Figure::level(figure(3000.0, 1.0), &saw);
+        assert_eq!(Estimate::growth(total(&even), &even[..4]), None);
+        let level = Estimate::level(figure(3000.0, 1.0), &saw);
         assert_eq!((level.low, level.high), (0.0, 10_000.0));
     }
 }

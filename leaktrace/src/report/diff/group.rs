@@ -2,9 +2,9 @@
 
 use std::cmp::Ordering;
 
-use super::figure::Figure;
 use super::schema::{Change, GroupDiff, Measure, Relation, SiteDiff};
 use super::side::Pair;
+use crate::live_heap::Estimate;
 use crate::report::fold;
 use crate::report::goroutines::GoroutineGroup;
 use crate::report::schema::{Frame, SiteReport};
@@ -97,8 +97,8 @@ pub(super) fn site(both: &Both<&SiteReport>, pair: Pair, relation: Relation) -> 
     // Of a side that has nothing of it, what may be there without a sample.
     let rate = first.estimate.rate_bytes;
     let nothing = |duration_s: f64| {
-        let live = Figure::of_nothing(rate);
-        let growth = Figure {
+        let live = Estimate::of_nothing(rate);
+        let growth = Estimate {
             high: live.high / duration_s.max(1.0),
             low: -live.high / duration_s.max(1.0),
             ..live
@@ -125,7 +125,7 @@ pub(super) fn site(both: &Both<&SiteReport>, pair: Pair, relation: Relation) -> 
     let attach: u64 = both.file.iter().map(|site| site.attach_bytes).sum();
     let between = (relation == Relation::OneProcess
         && pair.between_s().is_some_and(|between| between >= 0.0))
-    .then(|| Figure::sampled(attach as f64, rate).minus(base_live));
+    .then(|| Estimate::sampled(attach as f64, rate).minus(base_live));
     let line = |sites: &[&SiteReport]| {
         let stack = &sites.first()?.stack;
         fold::fold(stack).own.first()?.line
@@ -149,13 +149,13 @@ pub(super) fn site(both: &Both<&SiteReport>, pair: Pair, relation: Relation) -> 
 /// The sites of one side, put together.
 fn measure(sites: &[&SiteReport], duration_s: f64) -> Option<Measure> {
     let measures = sites.iter().map(|site| {
-        let live = Figure {
+        let live = Estimate {
             value: site.live_bytes as f64,
             low: site.estimate.low_bytes as f64,
             high: site.estimate.high_bytes as f64,
         };
         let [low, high] = site.growth_interval;
-        let growth = Figure {
+        let growth = Estimate {
             value: site.growth_bytes as f64,
             low: low as f64,
             high: high as f64,
@@ -163,8 +163,8 @@ fn measure(sites: &[&SiteReport], duration_s: f64) -> Option<Measure> {
         Measure {
             sites: 1,
             verdict: Some(site.verdict),
-            live: Figure::level(live, &site.series),
-            growth_per_s: Figure::growth(growth, &site.series),
+            live: Estimate::level(live, &site.series),
+            growth_per_s: Estimate::growth(growth, &site.series),
             alloc_per_s: Some(site.alloc_bytes as f64 / duration_s.max(1.0)),
         }
     });
@@ -186,7 +186,7 @@ pub(super) fn goroutines(both: &Both<&GoroutineGroup>, relation: Relation) -> Op
     let first = both.file.first().or(both.base.first())?;
     let measure = |groups: &[&GoroutineGroup]| {
         let measures = groups.iter().map(|group| {
-            let exact = |value: f64| Figure {
+            let exact = |value: f64| Estimate {
                 value,
                 low: value,
                 high: value,
@@ -194,8 +194,8 @@ pub(super) fn goroutines(both: &Both<&GoroutineGroup>, relation: Relation) -> Op
             Measure {
                 sites: 1,
                 verdict: group.verdict,
-                live: Figure::level(exact(group.count as f64), &group.series),
-                growth_per_s: Figure::growth(
+                live: Estimate::level(exact(group.count as f64), &group.series),
+                growth_per_s: Estimate::growth(
                     exact(group.growth.unwrap_or_default() as f64),
                     &group.series,
                 ),
@@ -205,10 +205,10 @@ pub(super) fn goroutines(both: &Both<&GoroutineGroup>, relation: Relation) -> Op
         measures.reduce(together)
     };
     let (base, file) = (measure(&both.base), measure(&both.file));
-    let live = |measure: Option<Measure>| measure.map_or(Figure::default(), |m| m.live);
+    let live = |measure: Option<Measure>| measure.map_or(Estimate::default(), |m| m.live);
     let growth = |measure: Option<Measure>| match measure {
         Some(measure) => measure.growth_per_s,
-        None => Some(Figure::default()),
+        None => Some(Estimate::default()),
     };
     let growth = growth(file).zip(growth(base));
     let (change, why) = outcome(

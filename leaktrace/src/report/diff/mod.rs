@@ -18,7 +18,6 @@ use super::schema::{Report, SiteReport};
 use group::{Both, Key};
 use side::{Pair, notes, relation};
 
-pub use figure::Figure;
 pub use schema::{Change, Counts, Diff, GroupDiff, Measure, Relation, SCHEMA, Side, SiteDiff};
 
 /// Compares two reports that have all their sites and stacks.

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::figure::Figure;
+use crate::live_heap::Estimate;
 use crate::report::schema::{Frame, Kind};
 use crate::verdict::Verdict;
 
@@ -125,10 +125,10 @@ pub struct Measure {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub verdict: Option<Verdict>,
     /// Live bytes, or goroutines, at the end; as wide as the last quarter of the window.
-    pub live: Figure,
+    pub live: Estimate,
     /// Growth a second, from the attach to the end; absent where too little is known.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub growth_per_s: Option<Figure>,
+    pub growth_per_s: Option<Estimate>,
     /// Bytes allocated a second: whether there was the same to do.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub alloc_per_s: Option<f64>,
@@ -150,13 +150,13 @@ pub struct SiteDiff {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub file: Option<Measure>,
     /// Live bytes of the file less those of the base.
-    pub live_difference: Figure,
+    pub live_difference: Estimate,
     /// The same of the growth a second.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub growth_difference_per_s: Option<Figure>,
+    pub growth_difference_per_s: Option<Estimate>,
     /// One process: what it had at the attach of the file, less what it had at the end of the base.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub between: Option<Figure>,
+    pub between: Option<Estimate>,
     /// Innermost first; that of the file, or of the base where the file has none.
     pub stack: Vec<Frame>,
     /// The innermost own line in the base, where it is another.

@@ -6,7 +6,8 @@ use jiff::Timestamp;
 
 use super::site::{name_of, place_of};
 use super::{BOLD, KEEP, Page, TextOptions, escape, glyphs};
-use crate::report::diff::{Change, Diff, Figure, GroupDiff, Measure, Relation, Side, SiteDiff};
+use crate::live_heap::Estimate;
+use crate::report::diff::{Change, Diff, GroupDiff, Measure, Relation, Side, SiteDiff};
 use crate::report::human;
 
 /// Writes a comparison; sites without a shown difference are counted only.
@@ -175,7 +176,7 @@ fn measured(measure: &Measure, number: impl Fn(f64) -> String) -> String {
 }
 
 /// A figure with its interval, where it has one; on one line.
-fn between(figure: Figure, number: impl Fn(f64) -> String) -> String {
+fn between(figure: Estimate, number: impl Fn(f64) -> String) -> String {
     let value = number(figure.value);
     let text = match (number(figure.low), number(figure.high)) {
         (low, high) if low == value && high == value => value,
