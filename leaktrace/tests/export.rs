@@ -1,6 +1,8 @@
 //! Exports of captures recorded from real processes: each adds up to the report, and nothing that a
 //! program calls its functions can do harm in any of them.
 
+mod hostile;
+
 use std::{collections::BTreeMap, io::Read as _, sync::Mutex};
 
 use bytes::Bytes;
@@ -38,26 +40,9 @@ fn vm() -> Capture {
     capture(include_bytes!("captures/vm.leaktrace"))
 }
 
-/// Names that mean something to one format or another.
 fn hostile() -> Capture {
-    let names = [
-        "a;b 12",
-        "new\nline\r\ttab\0nul\x1b[31m",
-        "</script><script>alert(1)</script>",
-        "\"quoted\" & 'apos' <b>]]>",
-        "\u{202e}reversed \u{ffff}\u{fffe}\u{85}",
-        " ",
-        "{\"json\": [1,",
-        "name 1e9",
-    ];
     let mut capture = reload();
-    let strings = &mut capture.symbols.as_mut().expect("it was closed").strings;
-    for (index, text) in strings.iter_mut().enumerate().skip(1) {
-        *text = format!("{}{}", names[index % names.len()], index / names.len());
-    }
-    let target = capture.header.target.as_mut().expect("it has a target");
-    target.comm = names[1].to_owned();
-    target.exe = names[2].to_owned();
+    hostile::rename(&mut capture);
     capture
 }
 

@@ -235,12 +235,12 @@ impl Browser {
         self.call("Emulation.setDeviceMetricsOverride", size);
     }
 
-    /// Writes what the page looks like, from top to bottom, as a PNG.
+    /// Leaves what the page looks like, from top to bottom, as `target/screenshots/NAME.png`.
     ///
     /// # Panics
     ///
     /// It cannot be written.
-    pub fn screenshot(&mut self, path: &Path) {
+    pub fn screenshot(&mut self, name: &str) {
         self.eval("scrollTo(0, 0)");
         let size = self.call("Page.getLayoutMetrics", json!({}))["cssContentSize"].clone();
         let height = size["height"].as_f64().unwrap_or(800.0).min(6000.0);
@@ -249,8 +249,8 @@ impl Browser {
         let taken = self.call("Page.captureScreenshot", params);
         let data = taken["data"].as_str().expect("a picture");
         let picture = BASE64_STANDARD.decode(data).expect("a picture in base64");
-        std::fs::create_dir_all(path.parent().expect("a folder")).expect("the folder can be made");
-        std::fs::write(path, picture).expect("the screenshot can be written");
+        std::fs::write(crate::screenshot(&format!("{name}.png")), picture)
+            .expect("the screenshot can be written");
     }
 
     /// What the page has complained about, and what it has asked the network for, since it was opened.

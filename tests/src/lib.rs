@@ -5,6 +5,7 @@
 
 mod browser;
 mod matrix;
+mod served;
 mod service;
 mod terminal;
 mod tool;
@@ -13,6 +14,7 @@ mod watchdog;
 
 pub use browser::Browser;
 pub use matrix::{go_modes, go_versions};
+pub use served::{get, record_what_is_served};
 pub use service::Service;
 pub use terminal::Terminal;
 pub use tool::{Finished, Leaktrace, report, run};
@@ -25,6 +27,19 @@ use leaktrace::go::{GoBinary, GoVariable};
 /// Folder of the project.
 pub fn root() -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+}
+
+/// File in `target/screenshots`, where what is drawn is kept for people.
+///
+/// # Panics
+///
+/// The folder cannot be made.
+pub fn screenshot(name: &str) -> PathBuf {
+    let target = std::env::var_os("CARGO_TARGET_DIR");
+    let target = target.map_or_else(|| root().join("target"), PathBuf::from);
+    let folder = target.join("screenshots");
+    std::fs::create_dir_all(&folder).expect("a folder for screenshots");
+    folder.join(name)
 }
 
 /// Path of a sample service that `cargo xtask build` or `cargo xtask test` has built.

@@ -4,7 +4,7 @@
 use std::{
     collections::BTreeMap,
     fs::{self, File},
-    io::{BufRead as _, BufReader, Read as _, Write as _},
+    io::{BufRead as _, BufReader, Read as _},
     net::TcpStream,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
@@ -14,25 +14,16 @@ use std::{
 };
 
 use leaktrace::capture::{Capture, CaptureWriter, Ended};
-use leaktrace_tests::{Leaktrace, Service, go_versions, root, run};
-use nix::sys::signal::Signal;
+use leaktrace_tests::{Service, get, go_versions, record_what_is_served, root, run};
 use serde_json::Value;
 use tempfile::TempDir;
 
 /// Long enough for every site to have some samples.
 const WINDOW_S: f64 = 5.0;
 
-/// Names with a meaning: to folded stacks, a terminal, HTML, XML, right-to-left text, JSON and SQL.
-const HOSTILE: [&str; 8] = [
-    "a;b 12",
-    "new\nline\r\ttab\0nul\x1b[31m\u{9b}31m",
-    "</script><script>alert(1)</script>",
-    "\"quoted\" & 'apos' <b>]]>",
-    "\u{202e}reversed \u{ffff}\u{fffe}\u{85}",
-    " ",
-    "{\"json\": [1,",
-    "name 1e9",
-];
+/// Names with a meaning, to one form or another.
+#[path = "../../leaktrace/tests/hostile/mod.rs"]
+mod hostile;
 
 /// A capture of the service, its report, and the profile it served of the same collection.
 struct Recorded {
@@ -46,18 +37,7 @@ impl Recorded {
             &format!("reload-{version}"),
             ["-http=127.0.0.1:0", "-leak-bytes-per-s=16777216"],
         );
-        let run = Leaktrace::record(service.pid(), [""; 0]);
-        let attached_s = service.truth("t_s");
-        service.wait_for("t_s", attached_s + WINDOW_S);
-        // As in go_profile.rs: nothing is collected from here on until both have read the profile.
-        service.ask("pause");
-        service.ask("gc");
-        let cycle = service.truth("num_gc");
-        run.signal(Signal::SIGINT);
-        let finished = run.wait();
-        let own = get(service.text("http"), "/debug/pprof/heap");
-        service.ask("now");
-        assert_eq!(service.truth("num_gc"), cycle, "it collected meanwhile");
+        let (finished, own) = record_what_is_served(&mut service, WINDOW_S, "/debug/pprof/heap");
         let report = finished.report();
         let folder = finished.folder;
         fs::rename(&finished.file, folder.path().join("capture")).unwrap();
@@ -70,16 +50,11 @@ impl Recorded {
     fn renamed(&self) -> Self {
         let file = File::open(self.path("capture")).unwrap();
         let mut capture = Capture::read(BufReader::new(file)).expect("a capture of ours");
+        hostile::rename(&mut capture);
         let Ended::Closed(close) = &capture.how_it_ended else {
             panic!("it was closed");
         };
-        let symbols = capture.symbols.as_mut().expect("it was closed");
-        for (index, text) in symbols.strings.iter_mut().enumerate().skip(1) {
-            let name = HOSTILE[index % HOSTILE.len()];
-            *text = format!("{name}{}", index / HOSTILE.len());
-        }
-        let target = capture.header.target.as_mut().expect("it has a target");
-        (target.comm, target.exe) = (HOSTILE[1].to_owned(), HOSTILE[2].to_owned());
+        let symbols = capture.symbols.as_ref().expect("it was closed");
 
         let folder = TempDir::new().unwrap();
         let path = folder.path().join("capture");
@@ -412,17 +387,4 @@ fn python(form: &str, files: &[&Path]) -> Output {
     let output = tool(&mut command);
     assert_eq!(String::from_utf8_lossy(&output.stderr), "", "{form}");
     output
-}
-
-/// The body of what a server answers.
-fn get(address: &str, path: &str) -> Vec<u8> {
-    let mut stream = TcpStream::connect(address).expect("something is served");
-    write!(stream, "GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n").expect("the server reads");
-    let mut answer = Vec::new();
-    stream.read_to_end(&mut answer).expect("an answer");
-    let end = answer.windows(4).position(|part| part == b"\r\n\r\n");
-    let body = answer.split_off(end.expect("a head and a body") + 4);
-    let head = String::from_utf8_lossy(&answer);
-    assert!(head.contains(" 200 "), "{head}");
-    body
 }

@@ -1,14 +1,9 @@
 //! What leaktrace reads of Go's own heap profile is what the program says itself: `/debug/pprof/heap`
 //! of the same collection, function by function and line by line, un-sampled in the same way.
 
-use std::{
-    collections::BTreeMap,
-    io::{Read as _, Write as _},
-    net::TcpStream,
-};
+use std::collections::BTreeMap;
 
-use leaktrace_tests::{Leaktrace, Service, assert_nothing_left, go_versions};
-use nix::sys::signal::Signal;
+use leaktrace_tests::{Service, assert_nothing_left, go_versions, record_what_is_served};
 use serde_json::Value;
 
 /// Long enough for every site to have some samples.
@@ -22,19 +17,10 @@ fn in_use_equals_what_the_program_serves() {
     for version in go_versions() {
         let name = format!("reload-{version}");
         let mut service = Service::start(&name, ["-http=127.0.0.1:0", "-leak-limit-bytes=0"]);
-        let run = Leaktrace::record(service.pid(), [""; 0]);
-        let attached_s = service.truth("t_s");
-        service.wait_for("t_s", attached_s + WINDOW_S);
-        service.ask("pause");
-        // The profile is that of the last collection but one, published when the last began. Nothing
-        // is collected from here on until both have read it.
-        service.ask("gc");
-        let cycle = service.truth("num_gc");
-        run.signal(Signal::SIGINT);
-        let report = run.wait().report();
-        let served = get(service.text("http"), "/debug/pprof/heap?debug=1");
-        service.ask("now");
-        assert_eq!(service.truth("num_gc"), cycle, "{name} collected meanwhile");
+        let path = "/debug/pprof/heap?debug=1";
+        let (finished, served) = record_what_is_served(&mut service, WINDOW_S, path);
+        let report = finished.report();
+        let served = String::from_utf8(served).expect("a profile in text");
 
         let (rate, expected) = parse(&served);
         assert_eq!(report["target"]["go"]["sample_rate"], rate, "{name}");
@@ -133,17 +119,4 @@ fn add(profile: &mut Profile, frame: String, bytes: f64) {
     let sum = profile.entry(frame).or_default();
     sum.0 += bytes;
     sum.1 += 1;
-}
-
-/// The body of what a server answers.
-fn get(address: &str, path: &str) -> String {
-    let mut stream = TcpStream::connect(address).expect("the service serves its profile");
-    write!(stream, "GET {path} HTTP/1.0\r\n\r\n").expect("the service reads");
-    let mut answer = String::new();
-    stream
-        .read_to_string(&mut answer)
-        .expect("a profile in text");
-    let (head, body) = answer.split_once("\r\n\r\n").expect("a head and a body");
-    assert!(head.contains(" 200 "), "{head}");
-    body.to_owned()
 }

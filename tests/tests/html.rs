@@ -8,13 +8,6 @@ use leaktrace_tests::{Browser, Leaktrace, Service, root, run};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-/// Where what the pages look like is kept for people.
-fn screenshot(name: &str) -> PathBuf {
-    let target = std::env::var_os("CARGO_TARGET_DIR");
-    let target = target.map_or_else(|| root().join("target"), PathBuf::from);
-    target.join("screenshots").join(format!("{name}.png"))
-}
-
 fn page_of(report: &Report, folder: &TempDir) -> PathBuf {
     let page = folder.path().join("page.html");
     let file = fs::File::create(&page).expect("the page can be made");
@@ -55,7 +48,7 @@ fn a_recorded_service_is_looked_at() {
     let lead = browser.text(".lead");
     let leaks = report["summary"]["leak"].as_u64().unwrap();
     assert!(lead.starts_with(&format!("{leaks} site")), "{lead}");
-    browser.screenshot(&screenshot("pipeline-light"));
+    browser.screenshot("pipeline-light");
 
     search(&mut browser);
     zoom(&mut browser);
@@ -66,7 +59,7 @@ fn a_recorded_service_is_looked_at() {
 
     browser.prefer("dark");
     browser.open(&page, true);
-    browser.screenshot(&screenshot("pipeline-dark"));
+    browser.screenshot("pipeline-dark");
     let background = "getComputedStyle(document.documentElement).backgroundColor";
     let dark = browser.eval(background);
     browser.click("#theme");
@@ -75,7 +68,7 @@ fn a_recorded_service_is_looked_at() {
     browser.open(&page, true);
     let overflow = browser.eval("document.documentElement.scrollWidth - innerWidth");
     assert_eq!(number(&overflow), 0.0, "the page is wider than a telephone");
-    browser.screenshot(&screenshot("pipeline-narrow"));
+    browser.screenshot("pipeline-narrow");
     assert_eq!(browser.complaints(), Vec::<String>::new());
 }
 
@@ -120,7 +113,7 @@ fn zoom(browser: &mut Browser) {
     ] {
         assert!(detail.contains(part), "{part} is not in {detail}");
     }
-    browser.screenshot(&screenshot("pipeline-zoomed"));
+    browser.screenshot("pipeline-zoomed");
     browser.click("#unzoom");
     assert_eq!(number(&browser.eval(width)), before);
 
@@ -183,7 +176,7 @@ fn brush(browser: &mut Browser) {
     browser.click("#zoom");
     let first_tick = "document.querySelector('#plot .tick[text-anchor=middle]').textContent";
     assert_ne!(browser.eval(first_tick), "0 s");
-    browser.screenshot(&screenshot("pipeline-brushed"));
+    browser.screenshot("pipeline-brushed");
     browser.click("#whole");
     assert_eq!(browser.text("#range-text"), "the whole window");
     assert_eq!(
@@ -290,7 +283,7 @@ fn text_reads_without_scripts() {
         browser.eval("document.querySelector('#charts').checkVisibility()"),
         false
     );
-    browser.screenshot(&screenshot("reload-without-scripts"));
+    browser.screenshot("reload-without-scripts");
     assert_eq!(browser.complaints(), Vec::<String>::new());
 }
 
@@ -380,7 +373,7 @@ fn five_thousand_sites_open_in_under_two_seconds() {
     println!("5,000 sites, {size} MiB: seconds of the main thread, and until drawn: {opened:.2?}");
     assert!(taken < 2.0, "{opened:?}");
     assert!(number(&browser.eval("document.querySelectorAll('#frames .frame').length")) <= 3001.0);
-    browser.screenshot(&screenshot("five-thousand-sites"));
+    browser.screenshot("five-thousand-sites");
 
     // The others have rows when they are asked for, each with all that is known of it.
     let rows = "document.querySelectorAll('.site:not([hidden])').length";

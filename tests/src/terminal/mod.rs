@@ -202,13 +202,11 @@ impl Terminal {
     ///
     /// They cannot be written.
     pub fn shoot(&self, name: &str) {
-        let folder = super::root().join("target/screenshots");
-        fs::create_dir_all(&folder).expect("a folder for screenshots");
         let parser = self.screen.lock();
         let text = parser.screen().contents();
-        fs::write(folder.join(format!("{name}.txt")), text).expect("a screenshot");
+        fs::write(super::screenshot(&format!("{name}.txt")), text).expect("a screenshot");
         let picture = picture::svg(parser.screen());
-        fs::write(folder.join(format!("{name}.svg")), picture).expect("a screenshot");
+        fs::write(super::screenshot(&format!("{name}.svg")), picture).expect("a screenshot");
     }
 }
 
