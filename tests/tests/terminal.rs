@@ -257,3 +257,22 @@ fn a_quiet_recording_says_nothing() {
     assert_eq!(terminal.wait_for("nothing", |_| true), "");
     assert_nothing_left();
 }
+
+/// A connection breaks: the recording ends as at a signal, and nothing of it is lost.
+#[test]
+fn a_recording_outlives_its_window() {
+    let service = service();
+    let folder = tempfile::TempDir::new().unwrap();
+    let file = folder.path().join("capture.leaktrace");
+    let (pid, out) = (service.pid().to_string(), file.to_str().unwrap());
+    let terminal = Terminal::start(SIZE, ["record", "-p", &pid, "-d", "600s", "-o", out]);
+    terminal.wait_for("line that tells where it stands", |text| {
+        text.contains(" left · ")
+    });
+    // The three worst sites have nowhere to go.
+    let code = terminal.close().code();
+    assert!(matches!(code, Some(0 | 1)), "{code:?}");
+    let report = report(&file);
+    assert_eq!(report["window"]["end"], "signal", "{}", report["window"]);
+    assert_nothing_left();
+}
