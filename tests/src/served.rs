@@ -23,7 +23,9 @@ pub fn record_what_is_served(
     seconds: f64,
     path: &str,
 ) -> (Finished, Vec<u8>) {
+    service.wait_for("t_s", 0.0);
     let run = Leaktrace::record(service.pid(), [""; 0]);
+    service.ask("now");
     let attached_s = service.truth("t_s");
     service.wait_for("t_s", attached_s + seconds);
     service.ask("pause");

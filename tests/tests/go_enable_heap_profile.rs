@@ -74,9 +74,17 @@ fn switch(report: &Value) -> &Value {
 
 fn names_the_leak(version: &str) {
     let mut target = Target::start(&format!("reload-{version}-nopprof"), 32 << 20);
+    let run = target.record(&[]);
+    target.service.ask("now");
     let before = target.service.truth("leaked_bytes");
-    let finished = target.record(&["-d", "15s"]).wait();
+    let attached_s = target.service.truth("t_s");
+    target.service.wait_for("t_s", attached_s + 15.0);
+    // What it has leaked from here on is what the report has, however long that takes to write.
+    target.service.ask("pause");
     let leaked = target.service.truth("leaked_bytes") - before;
+    run.signal(Signal::SIGINT);
+    let finished = run.wait();
+    target.service.ask("resume");
     target.is_as_before();
     assert_eq!(finished.code, Some(0), "{}", finished.stderr);
     let report = finished.report();

@@ -16,7 +16,8 @@ use std::{
     io::{self, Read as _},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::PathBuf,
-    time::Duration,
+    thread,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -342,16 +343,27 @@ impl Target {
         }
     }
 
-    /// `runtime.MemProfileRate` now, in bytes.
+    /// `runtime.MemProfileRate` now, in bytes. In a program that has just been started it is zero until
+    /// the runtime's variables are initialized; where the linker has not switched the sampler off, a zero
+    /// is looked at again for a moment.
     ///
     /// # Errors
     ///
     /// Why it could not be found or read.
     pub fn sample_rate(&self, go: &GoTarget) -> Result<u64, String> {
-        let read = self
-            .memory
-            .read_u64(go.address(GoVariable::MemProfileRate)?);
-        read.map_err(|error| error.to_string())
+        const MOMENT: Duration = Duration::from_millis(200);
+        const PAUSE: Duration = Duration::from_millis(5);
+        let address = go.address(GoVariable::MemProfileRate)?;
+        let started = Instant::now();
+        loop {
+            let rate = self.memory.read_u64(address);
+            let rate = rate.map_err(|error| error.to_string())?;
+            let may_change = rate == 0 && started.elapsed() < MOMENT;
+            if !may_change || go.binary.sampler_linked_off() != Ok(false) {
+                return Ok(rate);
+            }
+            thread::sleep(PAUSE);
+        }
     }
 
     /// The heap sampler, with a switch for it if it is off. A rate of [`SAMPLER_RATE`] in a binary
