@@ -44,16 +44,20 @@ pub const KIND_BRK: u32 = 3;
 /// Not memory but goroutines made and ended; the "stack" is the return address of the go statement.
 pub const KIND_GOROUTINE: u32 = 4;
 
+/// Blocks of a native allocator: `malloc` and its like.
+pub const KIND_MALLOC: u32 = 5;
+
 /// Key of the per-CPU counters: one allocation site, one kind of memory.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SiteKey {
     /// Where the memory was allocated.
     pub stack: StackId,
     /// One of the `KIND_…` constants.
     pub kind: u32,
-    /// Zero: keeps the key free of padding.
-    pub reserved: u32,
+    /// Where a native allocator's blocks are sampled, the size in bytes by which these were: their own
+    /// size rounded up, or the rate where that is less. Otherwise zero.
+    pub class: u32,
 }
 
 /// Running totals of one site on one CPU since the attach.
@@ -80,11 +84,55 @@ pub struct LiveObject {
     pub born: Ktime,
     /// Its size in bytes, as the allocator rounds it.
     pub size: u64,
-    /// Garbage collections completed between the attach and its birth.
-    pub born_gc: u32,
+    /// As in its site's [`SiteKey`].
+    pub class: u32,
     /// One of the `KIND_…` constants.
     pub kind: u32,
 }
+
+/// What a probe at the beginning of an allocator's function does, keyed by its address.
+///
+/// Arguments are numbered as the System V ABI passes them: 0 is RDI, 1 RSI, 2 RDX, 3 RCX, 4 R8;
+/// [`NO_ARGUMENT`] is none.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct AllocatorCall {
+    /// Address of the function, which stands for the innermost frame.
+    pub function: u64,
+    /// How far the return address lies above the stack pointer at the probe, in bytes, or
+    /// [`BY_FRAME_POINTER`].
+    pub depth: u32,
+    /// One of the `ALLOCATOR_…` constants.
+    pub action: u8,
+    /// The argument that is the size in bytes.
+    pub size: u8,
+    /// The argument by which the size is multiplied.
+    pub count: u8,
+    /// The argument that is the block to be resized, or where the result is stored.
+    pub block: u8,
+}
+
+/// Added to the action: a uretprobe tells when the function returns. Then a `ret` instruction that it shares
+/// with others says nothing, and the address to which that returns is the kernel's.
+pub const ALLOCATOR_URETPROBE: u8 = 1 << 7;
+
+/// The return address lies above the place to which the frame pointer points.
+pub const BY_FRAME_POINTER: u32 = u32::MAX;
+
+/// No argument.
+pub const NO_ARGUMENT: u8 = 0xff;
+
+/// The function returns the new block or null.
+pub const ALLOCATOR_ALLOCATE: u8 = 1;
+/// It returns zero and stores the new block where its argument `block` points (`posix_memalign`).
+pub const ALLOCATOR_STORE: u8 = 2;
+/// It returns the block, moved or not, or null, which leaves the old one as it was.
+pub const ALLOCATOR_RESIZE: u8 = 3;
+/// Not a function but the return address of a call of `free` by the allocator itself, for a block that the
+/// program has freed before.
+pub const ALLOCATOR_FREE_AGAIN: u8 = 5;
+/// It resizes the block in place, and returns the size that it has now (`xallocx`).
+pub const ALLOCATOR_EXPAND: u8 = 4;
 
 /// A stack as the kernel side walked it: `frames[..len]`, innermost first. The first is the
 /// instruction pointer itself, the others are return addresses.
@@ -208,6 +256,15 @@ pub const GO_LARGE: u32 = 1;
 /// Kinds of hits.
 pub const GO_HIT_KINDS: u32 = 2;
 
+/// Index of the counter of a native allocator's blocks, sampled or not: blocks allocated.
+pub const MALLOC_ALLOCS: u32 = 0;
+/// Bytes of these.
+pub const MALLOC_ALLOC_BYTES: u32 = 1;
+/// Blocks freed.
+pub const MALLOC_FREES: u32 = 2;
+/// Counters.
+pub const MALLOC_COUNTS: u32 = 3;
+
 /// Causes of loss, counted by the kernel side: index into the `LOSSES` per-CPU array.
 pub mod loss {
     /// A record did not fit the ring buffer.
@@ -233,8 +290,13 @@ pub mod loss {
     pub const ARGUMENT_UNREADABLE: u32 = 9;
     /// A sampled object did not fit its ring buffer.
     pub const SAMPLE_RING_FULL: u32 = 10;
+    /// A call of a native allocator was left without returning (`longjmp`, an exception, the end of the
+    /// thread): what it may have allocated is not known.
+    pub const CALL_ABANDONED: u32 = 11;
+    /// More threads than the map of allocator calls holds; their calls are not seen.
+    pub const THREADS_FULL: u32 = 12;
     /// Number of causes.
-    pub const COUNT: u32 = 11;
+    pub const COUNT: u32 = 13;
 }
 
 const _: () = assert!(size_of::<SiteKey>() == 16, "SiteKey has padding");
@@ -245,6 +307,10 @@ const _: () = assert!(
     "StackRecord has padding"
 );
 const _: () = assert!(size_of::<FrameRule>() == 8, "FrameRule has padding");
+const _: () = assert!(
+    size_of::<AllocatorCall>() == 16,
+    "AllocatorCall has padding"
+);
 const _: () = assert!(size_of::<VmEvent>() == 64, "VmEvent has padding");
 const _: () = assert!(
     size_of::<GoSample>() == 72 + 8 * MAX_FRAMES,
@@ -255,7 +321,8 @@ const _: () = assert!(size_of::<GoSampling>() == 16, "GoSampling has padding");
 #[cfg(feature = "user")]
 mod user {
     use super::{
-        FrameRule, GoSample, GoSampling, LiveObject, SiteCounters, SiteKey, StackRecord, VmEvent,
+        AllocatorCall, FrameRule, GoSample, GoSampling, LiveObject, SiteCounters, SiteKey,
+        StackRecord, VmEvent,
     };
 
     // SAFETY: repr(C), integers only, no padding (asserted above): any bytes are a valid value.
@@ -268,6 +335,8 @@ mod user {
     unsafe impl aya::Pod for StackRecord {}
     // SAFETY: as above.
     unsafe impl aya::Pod for FrameRule {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for AllocatorCall {}
     // SAFETY: as above.
     unsafe impl aya::Pod for VmEvent {}
     // SAFETY: as above.

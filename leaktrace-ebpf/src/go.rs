@@ -36,7 +36,7 @@ static GO_G_GOPC: Global<u32> = Global::new(0);
 pub fn try_sample(ctx: &ProbeContext) -> Result<(), Loss> {
     let (address, bucket) = (registers(ctx).rax, registers(ctx).rbx);
     let size = read::<u64>(bucket, &GO_BUCKET_SIZE)?;
-    live::born(address, StackId(bucket), KIND_GO_HEAP, size);
+    live::born(address, live::site(StackId(bucket), KIND_GO_HEAP), size);
     Ok(())
 }
 
@@ -48,20 +48,21 @@ pub fn try_free(ctx: &ProbeContext) -> Result<(), Loss> {
     }
     let bucket = read::<u64>(special, &GO_SPECIAL_BUCKET)?;
     let size = read::<u64>(bucket, &GO_BUCKET_SIZE)?;
-    live::freed(address, StackId(bucket), KIND_GO_HEAP, size);
+    live::freed(address, live::site(StackId(bucket), KIND_GO_HEAP), size);
     Ok(())
 }
 
 #[inline(always)]
 pub fn try_created(ctx: &ProbeContext) -> Result<(), Loss> {
-    live::count_allocation(StackId(registers(ctx).rcx), KIND_GOROUTINE, 0);
+    let created_by = StackId(registers(ctx).rcx);
+    live::count_allocation(live::site(created_by, KIND_GOROUTINE), 0);
     Ok(())
 }
 
 #[inline(always)]
 pub fn try_exited(ctx: &ProbeContext) -> Result<(), Loss> {
     let created_by = read::<u64>(registers(ctx).rax, &GO_G_GOPC)?;
-    live::count_free(StackId(created_by), KIND_GOROUTINE, 0);
+    live::count_free(live::site(StackId(created_by), KIND_GOROUTINE), 0);
     Ok(())
 }
 

@@ -1,43 +1,86 @@
 //! Live objects and the totals of their sites.
 
 use aya_ebpf::helpers::bpf_ktime_get_ns;
-use leaktrace_common::{Ktime, LiveObject, SiteCounters, SiteKey, StackId};
+use leaktrace_common::{KIND_GO_HEAP, Ktime, LiveObject, SiteCounters, SiteKey, StackId};
 
 use crate::{
     loss::{self, Loss, add},
-    maps::{COUNTERS, GC_CYCLES, LIVE},
+    maps::{COUNTERS, LIVE},
 };
 
-/// An object of `size` bytes was allocated at `address`.
+/// An object of `size` bytes was allocated at `address`. The Go runtime counts those of its heap, so that
+/// they are known where there is no room to follow them; of others none is counted that is not followed,
+/// since its free would not be.
 #[inline(always)]
-pub fn born(address: u64, stack: StackId, kind: u32, size: u64) {
+pub fn born(address: u64, site: SiteKey, size: u64) {
     let object = LiveObject {
-        stack,
+        stack: site.stack,
         // SAFETY: no arguments, no preconditions.
         born: Ktime(unsafe { bpf_ktime_get_ns() }),
         size,
-        born_gc: GC_CYCLES.get(0).copied().unwrap_or(0) as u32,
-        kind,
+        class: site.class,
+        kind: site.kind,
     };
     if LIVE.insert(address, object, 0).is_err() {
         loss::count(Loss::LiveMapFull);
+        if site.kind != KIND_GO_HEAP {
+            return;
+        }
     }
-    count_allocation(stack, kind, size);
+    count_allocation(site, size);
 }
 
-/// The object at `address`, which `stack` allocated with `size` bytes, was freed.
+/// The object at `address`, which `site` allocated with `size` bytes, was freed.
 #[inline(always)]
-pub fn freed(address: u64, stack: StackId, kind: u32, size: u64) {
+pub fn freed(address: u64, site: SiteKey, size: u64) {
     if LIVE.remove(address).is_err() {
         loss::count(Loss::FreeOfUnseen);
     }
-    count_free(stack, kind, size);
+    count_free(site, size);
+}
+
+/// Takes the object at `address` out of the live set, if it is there; its free is not counted yet.
+#[inline(always)]
+pub fn take(address: u64) -> Option<LiveObject> {
+    // SAFETY: the map is preallocated: its values stay readable. Who frees a block owns it, so that
+    // nobody else writes this one.
+    let object = *unsafe { LIVE.get(address) }?;
+    LIVE.remove(address).is_ok().then_some(object)
+}
+
+/// Puts back what [`take`] has taken.
+#[inline(always)]
+pub fn put_back(address: u64, object: &LiveObject) {
+    if LIVE.insert(address, object, 0).is_err() {
+        loss::count(Loss::LiveMapFull);
+    }
+}
+
+/// Counts the free of an object that [`take`] has taken.
+#[inline(always)]
+pub fn count_free_of(object: &LiveObject) {
+    let site = SiteKey {
+        stack: object.stack,
+        kind: object.kind,
+        class: object.class,
+    };
+    count_free(site, object.size);
+}
+
+/// A site whose objects are not sampled by size.
+#[inline(always)]
+pub fn site(stack: StackId, kind: u32) -> SiteKey {
+    SiteKey {
+        stack,
+        kind,
+        class: 0,
+    }
 }
 
 /// Adds one free to the totals of a site.
 #[inline(always)]
-pub fn count_free(stack: StackId, kind: u32, size: u64) {
-    with_counters(stack, kind, |counters| {
+pub fn count_free(site: SiteKey, size: u64) {
+    with_counters(site, |counters| {
         add(&mut counters.frees, 1);
         add(&mut counters.free_bytes, size);
     });
@@ -45,21 +88,16 @@ pub fn count_free(stack: StackId, kind: u32, size: u64) {
 
 /// Adds one allocation to the totals of a site.
 #[inline(always)]
-pub fn count_allocation(stack: StackId, kind: u32, size: u64) {
-    with_counters(stack, kind, |counters| {
+pub fn count_allocation(site: SiteKey, size: u64) {
+    with_counters(site, |counters| {
         add(&mut counters.allocs, 1);
         add(&mut counters.alloc_bytes, size);
     });
 }
 
 #[inline(always)]
-fn with_counters(stack: StackId, kind: u32, update: impl FnOnce(&mut SiteCounters)) {
+fn with_counters(key: SiteKey, update: impl FnOnce(&mut SiteCounters)) {
     const BPF_NOEXIST: u64 = 1;
-    let key = SiteKey {
-        stack,
-        kind,
-        reserved: 0,
-    };
     let counters = match COUNTERS.get_ptr_mut(key) {
         Some(counters) => Some(counters),
         None => {

@@ -19,6 +19,8 @@ pub enum Loss {
     FreeOfUnseen = loss::FREE_OF_UNSEEN,
     ArgumentUnreadable = loss::ARGUMENT_UNREADABLE,
     SampleRingFull = loss::SAMPLE_RING_FULL,
+    CallAbandoned = loss::CALL_ABANDONED,
+    ThreadsFull = loss::THREADS_FULL,
 }
 
 /// Adds one to the count of `cause`.

@@ -20,11 +20,16 @@ mod call;
 mod vm;
 mod go;
 mod refill;
+mod poisson;
+mod thread;
+mod sampling;
+mod malloc;
+mod free;
 
 use aya_ebpf::{
     EbpfContext,
-    macros::{tracepoint, uprobe},
-    programs::{ProbeContext, TracePointContext},
+    macros::{tracepoint, uprobe, uretprobe},
+    programs::{ProbeContext, RetProbeContext, TracePointContext},
 };
 use aya_log_ebpf::warn;
 
@@ -114,6 +119,48 @@ fn go_created(ctx: ProbeContext) -> u32 {
 #[uprobe]
 fn go_exited(ctx: ProbeContext) -> u32 {
     entry(&ctx, go::try_exited)
+}
+
+/// A native allocator's function begins.
+#[uprobe]
+fn malloc_enter(ctx: ProbeContext) -> u32 {
+    entry(&ctx, malloc::try_enter)
+}
+
+/// It has returned.
+#[uretprobe]
+fn malloc_returned(ctx: RetProbeContext) -> u32 {
+    entry(&ctx, malloc::try_returned)
+}
+
+/// It returns: on one of its `ret` instructions.
+#[uprobe]
+fn malloc_return(ctx: ProbeContext) -> u32 {
+    entry(&ctx, malloc::try_return)
+}
+
+/// It lets `memset` return the block.
+#[uprobe]
+fn malloc_fill(ctx: ProbeContext) -> u32 {
+    entry(&ctx, malloc::try_fill)
+}
+
+/// `free` and its like begin.
+#[uprobe]
+fn malloc_free(ctx: ProbeContext) -> u32 {
+    entry(&ctx, free::try_free)
+}
+
+/// `__cxa_allocate_exception`: an allocator is about to throw, if the thread is in one.
+#[uprobe]
+fn malloc_throw(ctx: ProbeContext) -> u32 {
+    entry(&ctx, |_| thread::try_throw())
+}
+
+/// `sched:sched_process_exit`: a thread of the target ends.
+#[tracepoint]
+fn thread_exit(ctx: TracePointContext) -> u32 {
+    entry(&ctx, |_| thread::try_exit())
 }
 
 /// Runs `body` if the current process is the target. The log is for diagnosis: unless user space

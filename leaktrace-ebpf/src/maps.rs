@@ -5,8 +5,8 @@ use aya_ebpf::{
     maps::{Array, HashMap, PerCpuArray, PerCpuHashMap, RingBuf},
 };
 use leaktrace_common::{
-    FrameRule, GO_HIT_KINDS, GoSampling, LiveObject, SiteCounters, SiteKey, StackId, StackRecord,
-    loss,
+    AllocatorCall, FrameRule, GO_HIT_KINDS, GoSampling, LiveObject, MALLOC_COUNTS, SiteCounters,
+    SiteKey, StackId, StackRecord, loss,
 };
 
 /// Every distinct stack, by the hash of its frames.
@@ -58,3 +58,25 @@ pub static GO_SAMPLING: Array<GoSampling> = Array::with_max_entries(GO_HIT_KINDS
 /// Hits of its probes, by kind.
 #[map]
 pub static GO_HITS: PerCpuArray<u64> = PerCpuArray::with_max_entries(GO_HIT_KINDS, 0);
+
+/// What the probes at the beginning of an allocator's functions do, by their address. User space
+/// writes an entry before it attaches the probe.
+#[map]
+pub static ALLOCATOR_CALLS: HashMap<u64, AllocatorCall> = HashMap::with_max_entries(1, 0);
+
+/// Threads that have called a native allocator, by thread.
+#[map]
+pub static THREADS: HashMap<u64, crate::thread::Thread> = HashMap::with_max_entries(1, 0);
+
+/// A thread before its first call: too large for a program's own stack. Nobody writes it.
+#[map]
+pub static NEW_THREAD: Array<crate::thread::Thread> = Array::with_max_entries(1, 0);
+
+/// Bytes for each sample of a native allocator's blocks: 1 takes all of them, 0 none. User space
+/// changes it during the run.
+#[map]
+pub static MALLOC_RATE: Array<u64> = Array::with_max_entries(1, 0);
+
+/// All calls of native allocators, sampled or not.
+#[map]
+pub static MALLOC_CALLS: PerCpuArray<u64> = PerCpuArray::with_max_entries(MALLOC_COUNTS, 0);

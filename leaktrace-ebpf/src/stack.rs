@@ -9,7 +9,7 @@ use leaktrace_common::{STACK_TRUNCATED, StackId, StackRecord};
 use crate::{
     loss::{self, Loss},
     maps::{SCRATCH, STACKS},
-    walk::walk,
+    walk::{walk, walk_from_caller},
 };
 
 /// The stack of the current system call: its id, or zero if it could not be kept (counted).
@@ -37,7 +37,18 @@ fn capture(ip: u64, sp: u64, bp: u64) -> StackId {
     // SAFETY: a per-CPU slot that nobody else uses while this program runs (see `SCRATCH`).
     let record = unsafe { &mut *record };
     let id = walk(record, ip, sp, bp);
-    let record: &StackRecord = record;
+    keep(id, record)
+}
+
+/// The stack of a call of `function` that has just returned to `ret`, put together in `record`.
+#[inline(always)]
+pub fn of_call(record: &mut StackRecord, function: u64, ret: u64, sp: u64, bp: u64) -> StackId {
+    let id = walk_from_caller(record, function, ret, sp, bp);
+    keep(id, record)
+}
+
+#[inline(always)]
+fn keep(id: StackId, record: &StackRecord) -> StackId {
     if record.flags & STACK_TRUNCATED != 0 {
         loss::count(Loss::StackTruncated);
     }

@@ -44,7 +44,7 @@ pub fn try_exit_mmap(ctx: &TracePointContext) -> Result<(), Loss> {
         return Ok(());
     };
     let stack = stack::of_system_call();
-    live::count_allocation(stack, KIND_MMAP, call.len);
+    live::count_allocation(live::site(stack, KIND_MMAP), call.len);
     events::send(VmEvent {
         flags: call.flags as u32,
         addr,
@@ -73,7 +73,10 @@ pub fn try_exit_mremap(ctx: &TracePointContext) -> Result<(), Loss> {
         return Ok(());
     };
     let stack = stack::of_system_call();
-    live::count_allocation(stack, KIND_MMAP, call.new_len.saturating_sub(call.len));
+    live::count_allocation(
+        live::site(stack, KIND_MMAP),
+        call.new_len.saturating_sub(call.len),
+    );
     events::send(VmEvent {
         flags: call.flags as u32,
         addr,
@@ -92,7 +95,7 @@ pub fn try_exit_brk(ctx: &TracePointContext) -> Result<(), Loss> {
         return Ok(());
     }
     let stack = stack::of_system_call();
-    live::count_allocation(stack, KIND_BRK, 0);
+    live::count_allocation(live::site(stack, KIND_BRK), 0);
     events::send(VmEvent {
         addr: call.addr,
         ..event(EVENT_BRK, &call, stack)

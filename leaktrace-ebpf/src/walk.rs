@@ -17,51 +17,107 @@ use leaktrace_common::{
     StackId, StackRecord,
 };
 
-use crate::maps::FRAME_RULES;
+use crate::{maps::FRAME_RULES, thread};
+
+/// Where a walk stands.
+struct Walk {
+    ip: u64,
+    sp: u64,
+    bp: u64,
+    hash: u64,
+    len: usize,
+    flags: u32,
+}
 
 /// Fills `record` from the registers of the innermost frame; gives the hash of what it found.
 #[inline(always)]
 pub fn walk(record: &mut StackRecord, ip: u64, sp: u64, bp: u64) -> StackId {
-    let mut hash = mix(0, ip);
-    let mut len = 1;
-    let mut flags = STACK_TRUNCATED;
-    let (mut ip, mut sp, mut bp) = (ip, sp, bp);
     record.frames[0] = ip;
+    let mut walk = Walk {
+        ip,
+        sp,
+        bp,
+        hash: mix(0, ip),
+        len: 1,
+        flags: 0,
+    };
     if rule(ip).is_none() {
         let leaf = read(sp as *const u64).unwrap_or(0);
         let (_, first) = read(bp as *const (u64, u64)).unwrap_or((0, 0));
         if leaf != first && follows_call(leaf) {
             record.frames[1] = leaf;
-            hash = mix(hash, leaf);
-            len = 2;
-            flags |= STACK_LEAF_CALLER;
-            (ip, sp) = (leaf, sp.wrapping_add(8));
+            walk.hash = mix(walk.hash, leaf);
+            walk.len = 2;
+            walk.flags = STACK_LEAF_CALLER;
+            (walk.ip, walk.sp) = (leaf, sp.wrapping_add(8));
         }
     }
+    outward(record, walk)
+}
+
+/// Fills `record` for a function that has just returned to `ret`, with the registers that its caller
+/// has now.
+#[inline(always)]
+pub fn walk_from_caller(
+    record: &mut StackRecord,
+    function: u64,
+    ret: u64,
+    sp: u64,
+    bp: u64,
+) -> StackId {
+    record.frames[0] = function;
+    record.frames[1] = ret;
+    let walk = Walk {
+        ip: ret,
+        sp,
+        bp,
+        hash: mix(mix(0, function), ret),
+        len: 2,
+        flags: 0,
+    };
+    outward(record, walk)
+}
+
+#[inline(always)]
+fn outward(record: &mut StackRecord, walk: Walk) -> StackId {
+    let Walk {
+        mut ip,
+        mut sp,
+        mut bp,
+        mut hash,
+        mut len,
+        flags,
+    } = walk;
+    let mut flags = flags | STACK_TRUNCATED;
     for _ in 0..MAX_FRAMES {
         if len >= MAX_FRAMES {
             break;
         }
         let rule = rule(ip);
+        let place;
         let ret = if let Some(rule) = rule.filter(|rule| rule.cfa != 0) {
             sp = sp.wrapping_add_signed(i64::from(rule.cfa));
             if rule.saved_bp != 0 {
                 let saved = sp.wrapping_add_signed(i64::from(rule.saved_bp));
                 bp = read(saved as *const u64).unwrap_or(0);
             }
-            read(sp.wrapping_sub(8) as *const u64)
+            place = sp.wrapping_sub(8);
+            read(place as *const u64)
         } else if bp == 0 {
+            place = 0;
             Some(0)
         } else if bp < sp && rule.is_none() {
             flags = flags & !STACK_TRUNCATED | STACK_BROKEN;
             break;
         } else if let Some((next, ret)) = read(bp as *const (u64, u64)) {
+            place = bp.wrapping_add(8);
             (sp, bp) = (bp.wrapping_add(16), next);
             Some(ret)
         } else {
+            place = 0;
             None
         };
-        let Some(ret) = ret else {
+        let Some(ret) = ret.map(|ret| thread::returns_to(ret, place)) else {
             flags = flags & !STACK_TRUNCATED | STACK_UNREADABLE;
             break;
         };

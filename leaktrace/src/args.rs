@@ -54,12 +54,14 @@ pub(crate) struct Record {
     /// Length of an interval: the resolution of the series and of ages.
     #[arg(long, default_value = "1s", value_parser = interval)]
     interval: Duration,
-    /// Families of probes: auto, or some of vm,go,goroutine.
+    /// Families of probes: auto, or some of vm,go,malloc,goroutine.
     #[arg(long, value_delimiter = ',', default_value = "auto")]
     probe: Vec<Family>,
-    /// Bytes for each sample, where leaktrace samples a Go heap itself because the runtime does not.
-    #[arg(long, value_name = "SIZE", default_value = "512KiB", value_parser = sample_bytes)]
-    sample: u64,
+    /// Bytes for each sample of what leaktrace samples itself: blocks of native allocators, and a Go
+    /// heap whose runtime does not; `all` takes every block [default: 512KiB, and every block of a
+    /// process that allocates slowly].
+    #[arg(long, value_name = "SIZE", value_parser = sample)]
+    sample: Option<record::Sample>,
     /// Switch a Go heap sampler on that is off, and off again at the end. This writes one variable
     /// of the process, runtime.MemProfileRate; nothing else ever writes to it.
     #[arg(long)]
@@ -83,12 +85,14 @@ pub(crate) struct Record {
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Family {
-    /// vm and go, as far as the target has them.
+    /// vm, go and malloc, as far as the target has them.
     Auto,
     /// mmap, munmap, mremap and brk.
     Vm,
     /// The Go runtime's heap sampler and its collections, and a census of goroutines.
     Go,
+    /// Native allocators: malloc, operator new, and their like.
+    Malloc,
     /// Goroutines as they are made and end (0.5 µs each); not part of auto.
     Goroutine,
 }
@@ -111,7 +115,7 @@ impl Record {
             duration: self.duration,
             interval: self.interval,
             families: families(&self.probe),
-            sample_bytes: self.sample,
+            sample: self.sample,
             go_enable_heap_profile: self.go_enable_heap_profile,
             sizes: MapSizes {
                 live_objects: self.live_objects,
@@ -133,12 +137,12 @@ pub(crate) struct Top {
     /// Length of an interval: how often the screen changes.
     #[arg(long, default_value = "1s", value_parser = interval)]
     interval: Duration,
-    /// Families of probes: auto, or some of vm,go,goroutine.
+    /// Families of probes: auto, or some of vm,go,malloc,goroutine.
     #[arg(long, value_delimiter = ',', default_value = "auto")]
     probe: Vec<Family>,
-    /// Bytes for each sample, where leaktrace samples a Go heap itself because the runtime does not.
-    #[arg(long, value_name = "SIZE", default_value = "512KiB", value_parser = sample_bytes)]
-    sample: u64,
+    /// Bytes for each sample of what leaktrace samples itself, or `all`; as of `record`.
+    #[arg(long, value_name = "SIZE", value_parser = sample)]
+    sample: Option<record::Sample>,
 }
 
 impl Top {
@@ -148,7 +152,7 @@ impl Top {
             duration: None,
             interval: self.interval,
             families: families(&self.probe),
-            sample_bytes: self.sample,
+            sample: self.sample,
             go_enable_heap_profile: false,
             sizes: MapSizes::default(),
             kernel_log: false,
@@ -163,6 +167,7 @@ fn families(probe: &[Family]) -> Families {
     Families {
         vm: has(Family::Vm),
         go: has(Family::Go),
+        malloc: has(Family::Malloc),
         goroutine: probe.contains(&Family::Goroutine),
     }
 }
@@ -358,6 +363,7 @@ pub(crate) struct Generate {
 #[value(rename_all = "snake_case")]
 enum Kind {
     GoHeap,
+    Malloc,
     Mmap,
     Brk,
 }
@@ -366,6 +372,7 @@ impl From<Kind> for report::Kind {
     fn from(kind: Kind) -> Self {
         match kind {
             Kind::GoHeap => Self::GoHeap,
+            Kind::Malloc => Self::Malloc,
             Kind::Mmap => Self::Mmap,
             Kind::Brk => Self::Brk,
         }
@@ -447,11 +454,14 @@ fn ring_bytes(text: &str) -> Result<u32, String> {
     }
 }
 
-fn sample_bytes(text: &str) -> Result<u64, String> {
+fn sample(text: &str) -> Result<record::Sample, String> {
     const RANGE: std::ops::RangeInclusive<u64> = 1024..=1 << 30;
+    if text == "all" {
+        return Ok(record::Sample::All);
+    }
     match size(text)? {
-        bytes if RANGE.contains(&bytes) => Ok(bytes),
-        _ => Err("the size must be from 1KiB to 1GiB".to_owned()),
+        bytes if RANGE.contains(&bytes) => Ok(record::Sample::Bytes(bytes)),
+        _ => Err("give a size from 1KiB to 1GiB, or `all`".to_owned()),
     }
 }
 

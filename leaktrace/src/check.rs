@@ -13,7 +13,7 @@ use crate::{
             Check, CheckedGo, CheckedTarget, FeatureReport, PlaceReport, ProbeReport, ReadReport,
         },
     },
-    target::{GoTarget, Target},
+    target::{GoTarget, Target, maps::Modules},
 };
 
 /// What `check` found, and the first refusal that a recording would give.
@@ -33,11 +33,13 @@ pub fn check(pid: Option<i32>) -> Result<Checked> {
     let families = Families {
         vm: true,
         go: true,
+        malloc: true,
         goroutine: false,
     };
     let target = pid.map(Target::open).transpose()?;
+    let mut modules = Modules::default();
     let plan = match &target {
-        Some(target) => planning::make_plan(target, families, None),
+        Some(target) => planning::make_plan(target, families, None, &mut modules),
         None => planning::plan_without_target(families),
     };
     let mut refusal = None;
@@ -121,6 +123,7 @@ fn describe(plan: &Plan, check: &mut Check) {
         name: probe.function.to_owned(),
         reason: probe.purpose.to_owned(),
         at: Some(PlaceReport {
+            module: probe.file.as_ref().map(|file| file.path.clone()),
             file_offset: probe.file_offset,
             address: probe.address,
             offset: probe.offset,

@@ -5,8 +5,9 @@
 //! into bytes: live over time, by birth, with the interval of the estimate.
 //!
 //! # Contract
-//! - `mmap` and `brk` are exact. `go_heap` counts samples: of the Go runtime's own heap sampler,
-//!   scaled as pprof does, or of leaktrace's, scaled by the runtime's counters ([`Sampler`]).
+//! - `mmap` and `brk` are exact, and `malloc` where every block is taken. `go_heap` counts samples: of the Go runtime's own heap sampler,
+//!   scaled as pprof does, or of leaktrace's, scaled by the runtime's counters; so does `malloc` where blocks are
+//!   sampled, by size ([`Sampler`]).
 //! - Growth is the end minus the attach, in the same terms on both sides.
 //! - Births come from the attached probes, by interval; deaths by the interval of birth. What the
 //!   runtime counted and no probe saw is in [`SiteHistory::unseen_deaths`].
@@ -123,6 +124,8 @@ pub struct LiveHeap {
     runtime_rate: u64,
     /// Bytes for each sample of leaktrace's own.
     refill_rate: u64,
+    /// Bytes for each sample of native allocators' blocks.
+    malloc_rate: u64,
     /// What is known of its samples, by size of the objects.
     refill_classes: HashMap<u64, RefillClass>,
 }
@@ -226,6 +229,9 @@ impl LiveHeap {
             }
             Kind::GoHeap => Sampler::Runtime {
                 rate: self.runtime_rate,
+            },
+            Kind::Malloc if part.object_size > 0 => Sampler::Bytes {
+                rate: self.malloc_rate,
             },
             _ => Sampler::Exact,
         }

@@ -16,6 +16,8 @@ pub const KERNEL: [&str; loss::COUNT as usize] = {
     names[loss::FREE_OF_UNSEEN as usize] = "free_of_unseen";
     names[loss::ARGUMENT_UNREADABLE as usize] = "argument_unreadable";
     names[loss::SAMPLE_RING_FULL as usize] = "sample_ring_full";
+    names[loss::CALL_ABANDONED as usize] = "call_abandoned";
+    names[loss::THREADS_FULL as usize] = "threads_full";
     names
 };
 
@@ -58,6 +60,9 @@ pub fn is_expected(cause: &str) -> bool {
     [KERNEL[loss::FREE_OF_UNSEEN as usize], UNMAP_OF_PREEXISTING].contains(&cause)
 }
 
+/// Losses after which a free of a block may not have been seen.
+pub const OF_BLOCKS: [&str; 1] = [KERNEL[loss::ARGUMENT_UNREADABLE as usize]];
+
 /// What a cause means, in words; `None` for one that this version does not know.
 pub fn meaning(cause: &str) -> Option<&'static str> {
     Some(match cause {
@@ -70,8 +75,8 @@ pub fn meaning(cause: &str) -> Option<&'static str> {
              (--stacks makes room)"
         }
         "live_object_map_full" => {
-            "objects found no room; they are counted, but their ages are not known (--live-objects \
-             makes room)"
+            "objects found no room: those of a Go heap are counted, but their ages are not known; \
+             blocks of native allocators are missing (--live-objects makes room)"
         }
         "site_map_full" => "new sites found no room; the probes' counts of them are missing",
         "calls_in_flight_full" => {
@@ -95,6 +100,13 @@ pub fn meaning(cause: &str) -> Option<&'static str> {
         "sample_ring_full" => {
             "sampled Go objects came faster than they were read; the others of their size stand in \
              for them"
+        }
+        "call_abandoned" => {
+            "calls of an allocator that were left without returning (longjmp, an exception, the end of \
+             the thread); a block that such a call had allocated is missing"
+        }
+        "threads_full" => {
+            "allocations of threads for which there was no room; they are missing (--threads makes room)"
         }
         GO_SAMPLES_UNSEEN => {
             "samples that Go's profile has and no probe saw; live bytes are right, the ages of so \

@@ -7,6 +7,8 @@ mod code;
 mod file;
 mod header;
 mod heap_profile;
+mod late_objects;
+mod malloc;
 mod rules;
 mod stop;
 
@@ -41,9 +43,11 @@ pub(crate) use self::file::default_file;
 pub use self::{
     code::Code,
     file::{Progress, Recorded, State, record},
+    malloc::Sample,
 };
 use self::{
     heap_profile::HeapProfile,
+    late_objects::LateObjects,
     stop::{Ends, StopSignals},
 };
 
@@ -65,8 +69,8 @@ pub struct Options {
     pub interval: Duration,
     /// Which probes.
     pub families: Families,
-    /// Bytes for each sample of our own sampling of a Go heap.
-    pub sample_bytes: u64,
+    /// How densely leaktrace samples what it samples itself; `None`: it chooses.
+    pub sample: Option<Sample>,
     /// Switch a Go heap sampler on that is off: the one thing that writes to the target.
     pub go_enable_heap_profile: bool,
     /// Sizes of the kernel's maps.
@@ -169,7 +173,13 @@ async fn run_window(
         stop,
     };
     let mut heap_profile = HeapProfile::look(&target, options.go_enable_heap_profile)?;
-    let plan = planning::make_plan(&target, options.families, heap_profile.planned_rate());
+    let mut modules = Modules::default();
+    let plan = planning::make_plan(
+        &target,
+        options.families,
+        heap_profile.planned_rate(),
+        &mut modules,
+    );
     heap_profile.suits(&plan)?;
     let mut loaded = Loaded::load(target.pid, &plan, options.sizes, options.kernel_log)?;
     let mut kernel_log = options
@@ -182,6 +192,7 @@ async fn run_window(
         options,
         &target,
         &plan,
+        modules,
         &mut heap_profile,
         &mut loaded,
         recorder,
@@ -234,7 +245,12 @@ async fn watch(
     ends: &mut Ends<'_>,
 ) -> Result<schema::End> {
     let target = session.target;
-    let mut own = OwnSampling::start(target, plan, options.sample_bytes, &mut session.drain)?;
+    let mut own = OwnSampling::start(
+        target,
+        plan,
+        Sample::of_go_heap(options.sample),
+        &mut session.drain,
+    )?;
     let start = session.start;
     let mut ticks = interval_at(start + options.interval, options.interval);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
@@ -265,7 +281,13 @@ async fn watch(
                     }
                 }
             }
-            _ = ticks.tick() => session.interval(recorder, false)?,
+            _ = ticks.tick() => {
+                session.interval(recorder, false)?;
+                match session.look_for_objects(loaded) {
+                    Err(LoadError::Gone { .. }) => break schema::End::TargetExit,
+                    looked => looked?,
+                }
+            }
             _ = event_ticks.tick() => {
                 session.drain.take_events();
                 if session.drain.wants_look() {
@@ -296,6 +318,7 @@ struct Session<'a> {
     drain: Drain,
     memory: MemoryReader<'a>,
     goroutines: Option<Goroutines<'a>>,
+    late_objects: Option<LateObjects>,
     code: Code,
     runs: Option<RunCounter>,
     limits: Vec<schema::Limit>,
@@ -308,14 +331,15 @@ fn attach<'a>(
     options: &Options,
     target: &'a Target,
     plan: &Plan,
+    mut modules: Modules,
     heap_profile: &mut HeapProfile,
     loaded: &mut Loaded,
     recorder: &mut dyn Recorder,
 ) -> Result<Session<'a>> {
-    let mut modules = Modules::default();
     let mut limits = Vec::new();
-    if options.families.vm {
-        let (rules, mut left_out) = rules::frame_rules(target, &mut modules, &mut limits)?;
+    if options.families.vm || plan.malloc {
+        let (rules, mut left_out) =
+            rules::frame_rules(target, &mut modules, plan.malloc, &mut limits)?;
         left_out += loaded.set_frame_rules(rules)?;
         if left_out > 0 {
             limits.push(schema::Limit {
@@ -324,8 +348,12 @@ fn attach<'a>(
             });
         }
     }
-    let kernel = Kernel::take(loaded, options.sizes)?;
+    let mut kernel = Kernel::take(loaded, options.sizes)?;
     loaded.attach(plan, target)?;
+    let malloc = match plan.malloc {
+        true => Some(malloc::begin(&mut kernel, options.sample)?),
+        false => None,
+    };
     // Now that no sample can be missed.
     heap_profile.turn_on()?;
     let start = Instant::now();
@@ -333,8 +361,10 @@ fn attach<'a>(
     // After the probes are live, so that nothing falls between: events of mappings that are
     // already in this picture change it to the same again.
     let map = target.address_map()?;
-    let go_heap = sampling::go_heap(target, plan, options.sample_bytes, options.sizes);
-    recorder.header(header::header(options, target, plan, heap_profile, clocks))?;
+    let sample = Sample::of_go_heap(options.sample);
+    let go_heap = sampling::go_heap(target, plan, sample, options.sizes);
+    let header = header::header(options, target, plan, heap_profile, malloc, clocks);
+    recorder.header(header)?;
     let goroutines = match &target.go {
         Some(Ok(go)) if options.families.go || options.families.goroutine => {
             // Why not is in the plan.
@@ -352,9 +382,12 @@ fn attach<'a>(
     };
     let mut session = Session {
         target,
-        drain: Drain::new(kernel, address_space(target, &map), go_heap),
+        drain: Drain::new(kernel, address_space(target, &map), go_heap, plan.malloc),
         memory: MemoryReader::new(target),
         goroutines,
+        late_objects: plan
+            .watches_objects
+            .then(|| LateObjects::new(target, &mut modules)),
         code: Code::new(modules),
         runs,
         limits,
@@ -388,6 +421,15 @@ impl Session<'_> {
             runs: self.runs.as_ref().map(RunCounter::runs),
         };
         recorder.interval(interval, &now)
+    }
+
+    /// Attaches probes in native code that has been mapped meanwhile.
+    fn look_for_objects(&mut self, loaded: &mut Loaded) -> Result<(), LoadError> {
+        if let Some(objects) = &mut self.late_objects {
+            let unseen = objects.look(self.target, self.code.modules(), loaded)?;
+            self.limits.extend(unseen);
+        }
+        Ok(())
     }
 
     fn limits(&self) -> Vec<schema::Limit> {

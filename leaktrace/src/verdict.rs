@@ -19,8 +19,11 @@ use crate::live_heap::{SiteHistory, Survival, Timeline};
 use crate::report::human;
 use crate::series::{self, Spread};
 
+mod owner;
 #[cfg(test)]
 mod tests;
+
+pub use owner::Owner;
 
 /// Shorter windows say nothing about growth.
 const MIN_WINDOW_S: f64 = 3.0;
@@ -31,8 +34,8 @@ const MIN_LEAK_WINDOW_S: f64 = 10.0;
 const MIN_SLOTS: usize = 4;
 /// Collections survived that make a Go object old.
 const OLD_COLLECTIONS: u32 = 3;
-/// Old sampled objects that make a leak: 8 MiB at Go's default rate. With fewer, a cache that slows
-/// down cannot be told from a leak.
+/// Old sampled objects that make a leak: 8 MiB at Go's default rate; and old blocks of a native
+/// allocator, sampled or not. With fewer, a cache that slows down cannot be told from a leak.
 const MIN_OLD_SAMPLES: f64 = 16.0;
 /// The same where every mapping is counted.
 const MIN_OLD_MAPPINGS: f64 = 6.0;
@@ -93,15 +96,6 @@ impl std::str::FromStr for Verdict {
             .find(|verdict| verdict.to_string() == name)
             .ok_or_else(|| format!("`{name}` is not one of leak, growing, unknown, steady"))
     }
-}
-
-/// Whose memory a site's is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Owner {
-    /// The program's own.
-    Program,
-    /// The Go runtime's, for its heap: what leaks in it shows as `go_heap` sites.
-    GoRuntimeHeap,
 }
 
 /// What a judgement rests on.
@@ -279,12 +273,12 @@ impl Facts<'_> {
 
     /// "sampled objects" or "mappings".
     fn objects(&self, number: f64) -> String {
-        let what = match (self.is_go(), self.site.sampled) {
-            (true, true) => "sampled object",
-            (true, false) => "object",
-            (false, _) => "mapping",
+        let what = owner::one_of(self.site.kind);
+        let what = match self.site.sampled {
+            true => format!("sampled {what}"),
+            false => what.to_owned(),
         };
-        human::count(number.round() as u64, what)
+        human::count(number.round() as u64, &what)
     }
 
     fn old_means(&self) -> String {
@@ -307,14 +301,12 @@ fn decide(facts: &Facts, old: &Old, slope: f64) -> (Verdict, Vec<String>) {
         value if value < 0.0 => format!("shrank by {growth} in {window}"),
         _ => format!("grew by {growth} in {window}"),
     };
-    if facts.owner == Owner::GoRuntimeHeap {
+    if let Some(what) = facts.owner.not_judged() {
         let verdict = match site.growth.value > 0.0 {
             true => Verdict::Unknown,
             false => Verdict::Steady,
         };
-        let what = "memory that the Go runtime takes for its own heap, not judged by itself: \
-                    see the go_heap sites for who fills it";
-        return (verdict, vec![what.into(), grew]);
+        return (verdict, vec![what, grew]);
     }
     let none_came = site.births.range(1..).next().is_none() && site.growth.value <= 0.0;
     if none_came || window_s < MIN_WINDOW_S || timeline.last() < MIN_SLOTS {
@@ -325,7 +317,8 @@ fn decide(facts: &Facts, old: &Old, slope: f64) -> (Verdict, Vec<String>) {
     }
     if old.horizon == 0 {
         let missing = format!(
-            "no mapping of this window is {} old yet: record longer, or lower --older",
+            "no {} of this window is {} old yet: record longer, or lower --older",
+            owner::one_of(site.kind),
             human::seconds(facts.older_s)
         );
         let grown = site.growth.value > 0.0 && slope > 0.0;
@@ -403,8 +396,9 @@ fn decide(facts: &Facts, old: &Old, slope: f64) -> (Verdict, Vec<String>) {
         ))
     } else if !facts.is_go() && facts.lost_events as f64 > old.kept * MAX_OLD_DEATHS {
         Some(format!(
-            "{} were lost, and any of them may have been an unmapping",
-            human::count(facts.lost_events, "record")
+            "{} were lost, and any of them may have been {}",
+            human::count(facts.lost_events, "record"),
+            owner::end_of(site.kind)
         ))
     } else if !facts.is_go() && site.growth.value <= 0.0 {
         Some("what was there before the attach has shrunk by as much".into())
@@ -441,7 +435,7 @@ fn decide(facts: &Facts, old: &Old, slope: f64) -> (Verdict, Vec<String>) {
 }
 
 fn min_old(facts: &Facts) -> f64 {
-    if facts.site.sampled {
+    if facts.site.sampled || facts.site.kind == Kind::Malloc {
         MIN_OLD_SAMPLES
     } else {
         MIN_OLD_MAPPINGS

@@ -64,6 +64,7 @@ fn site(function: &str, line: u32, from: u64, to: u64) -> SiteReport {
         rank: 0,
         kind: Kind::GoHeap,
         mapped_by_runtime: false,
+        mapped_by_allocator: false,
         verdict: if to > from {
             Verdict::Leak
         } else {

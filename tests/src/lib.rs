@@ -3,6 +3,7 @@
 //! Contract: every process that a test starts ends with the test, by its own handle. Services
 //! are waited for by what they print, never by sleeping a guessed time.
 
+mod blocks;
 mod browser;
 mod matrix;
 mod served;
@@ -12,6 +13,7 @@ mod tool;
 mod traces;
 mod watchdog;
 
+pub use blocks::{Counts, blocks_of, told};
 pub use browser::Browser;
 pub use matrix::{go_modes, go_versions};
 pub use served::{get, record_what_is_served};

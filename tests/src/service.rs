@@ -136,6 +136,11 @@ impl Service {
         }
     }
 
+    /// The newest truth that it was asked for, whole.
+    pub fn newest(&self) -> &Value {
+        &self.truth
+    }
+
     /// Whether it still runs.
     ///
     /// # Panics

@@ -11,7 +11,7 @@ use std::{
 use serde_json::Value;
 
 /// Names of our programs, as far as the kernel keeps them (15 bytes).
-const PROGRAMS: [&str; 14] = [
+const PROGRAMS: [&str; 19] = [
     "enter_mmap",
     "exit_mmap",
     "enter_munmap",
@@ -26,8 +26,13 @@ const PROGRAMS: [&str; 14] = [
     "go_gc",
     "go_created",
     "go_exited",
+    "malloc_enter",
+    "malloc_returned",
+    "malloc_return",
+    "malloc_free",
+    "thread_exit",
 ];
-const MAPS: [&str; 8] = [
+const MAPS: [&str; 13] = [
     "STACKS",
     "LIVE",
     "COUNTERS",
@@ -36,6 +41,11 @@ const MAPS: [&str; 8] = [
     "INFLIGHT",
     "SCRATCH",
     "GC_CYCLES",
+    "ALLOCATOR_CALLS",
+    "THREADS",
+    "NEW_THREAD",
+    "MALLOC_RATE",
+    "MALLOC_CALLS",
 ];
 
 /// Fails unless the kernel holds no program, map or link of ours, and no process called

@@ -4,8 +4,8 @@ use leaktrace_tests::{Leaktrace, Service, assert_nothing_left, run};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-/// A table with malloc's header, in whole pages.
-const MAPPING_BYTES: u64 = 256 * 1024;
+/// A table.
+const TABLE_BYTES: u64 = 256 * 1024 - 56;
 
 #[test]
 fn the_leaking_line_of_a_native_service_is_named() {
@@ -28,6 +28,7 @@ fn the_leaking_line_of_a_native_service_is_named() {
     };
     let first = &sites[0];
     assert_eq!(first["verdict"], "leak", "{first:#}");
+    assert_eq!(first["kind"], "malloc");
     assert!(named(first, "expire_session"), "{first:#}");
     let source = include_str!("../targets/c/rates.c");
     let frames = first["stack"].as_array().unwrap();
@@ -38,12 +39,17 @@ fn the_leaking_line_of_a_native_service_is_named() {
     let text = source.lines().nth(line.unwrap() - 1).unwrap();
     assert!(text.contains("the leak"), "{text}");
     let objects = first["live_objects"].as_u64().unwrap();
-    assert_eq!(first["live_bytes"], objects * MAPPING_BYTES);
+    assert_eq!(first["live_bytes"], objects * TABLE_BYTES);
     // The truth is printed once in eight sessions.
     assert!((8 * 29..8 * 33).contains(&objects), "{objects}");
     for site in &sites[1..] {
+        // Through malloc, whose return address a uretprobe has changed.
+        if site["kind"] == "mmap" && named(site, "expire_session") {
+            assert!(named(site, "load_table"), "{site:#}");
+        }
         assert_ne!(site["verdict"], "leak", "{site:#}");
-        if named(site, "close_session") {
+        // What malloc maps for them is not judged.
+        if site["kind"] == "malloc" && named(site, "close_session") {
             assert_eq!(site["verdict"], "steady", "{site:#}");
         }
     }

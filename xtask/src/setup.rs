@@ -50,6 +50,20 @@ const COMPILER_PACKAGES: [&str; 2] = ["rustc-web", "libstd-rust-web-dev-bpf"];
 const CLIPPY_PACKAGE: &str = "rust-web-clippy";
 const LLVM_PACKAGE: &str = "llvm-22-dev";
 
+/// Allocators that the tests trace, each with a file by which it is known to be there.
+const ALLOCATORS: [(&str, &str); 4] = [
+    ("libjemalloc2", "/usr/lib/x86_64-linux-gnu/libjemalloc.so.2"),
+    (
+        "libtcmalloc-minimal4",
+        "/usr/lib/x86_64-linux-gnu/libtcmalloc_minimal.so.4",
+    ),
+    (
+        "libmimalloc2.0",
+        "/usr/lib/x86_64-linux-gnu/libmimalloc.so.2",
+    ),
+    ("musl-tools", "/usr/bin/musl-gcc"),
+];
+
 /// Does what `scope` needs.
 ///
 /// # Errors
@@ -144,6 +158,14 @@ fn install_packages(scope: Scope) -> Result<()> {
                 "it lints the kernel side",
             );
         }
+        for (package, file) in ALLOCATORS {
+            need(
+                Path::new(file).exists(),
+                package,
+                "an allocator that the tests trace",
+            );
+        }
+        need(find("g++").is_some(), "g++", "it builds the C++ target");
         let has_bpftool = find("bpftool").is_some() || Path::new("/usr/sbin/bpftool").is_file();
         for (program, why) in [
             ("mandoc", "it checks the manual pages"),

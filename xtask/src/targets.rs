@@ -10,6 +10,8 @@
 //! | `blocked-GO-nopprof`, `blocked-GO-stripped` | a goroutine for each way of waiting; no sampler in either |
 //! | `…-nopprof` | `reload`, `pipeline` and `churn` without the sampler: `runtime.MemProfileRate` is 0 |
 //! | `vm`, `rates` | `tests/targets/c/vm.c` and `rates.c` |
+//! | `allocs`, `allocs-static`, `allocs-musl` | `tests/targets/native/allocs.c` with glibc, with glibc inside, with musl inside |
+//! | `operators` | `tests/targets/native/operators.cpp` |
 //!
 //! `GO` is 1.27.3 and 1.19.8 for the tests, 1.27.3 for the demo, and every release of `go.rs` after
 //! `cargo xtask build --full` and `test --full`. leaktrace itself is where `LEAKTRACE_BIN` says, else
@@ -152,7 +154,10 @@ pub(crate) fn build(scope: Scope) -> Result<()> {
     }
     if scope >= Scope::Test {
         build_c("vm", &out)?;
-        build_c("rates", &out)
+        build_c("rates", &out)?;
+        NATIVE
+            .iter()
+            .try_for_each(|native| build_native(native, &out))
     } else {
         Ok(())
     }
@@ -224,6 +229,75 @@ fn build_go(
     }
     eprintln!("build: {}", binary.display());
     run::run(&mut go)
+}
+
+/// A program that calls native allocators, a file of `tests/targets/native`.
+struct Native {
+    name: &'static str,
+    source: &'static str,
+    compiler: &'static str,
+    arguments: &'static [&'static str],
+}
+
+const NATIVE: [Native; 4] = [
+    Native {
+        name: "allocs",
+        source: "allocs.c",
+        compiler: "gcc",
+        arguments: &[],
+    },
+    Native {
+        name: "allocs-static",
+        source: "allocs.c",
+        compiler: "gcc",
+        arguments: &["-static"],
+    },
+    Native {
+        name: "allocs-musl",
+        source: "allocs.c",
+        compiler: "musl-gcc",
+        // The kernel's headers, which musl has not, after its own.
+        arguments: &[
+            "-static",
+            "-idirafter",
+            "/usr/include",
+            "-idirafter",
+            "/usr/include/x86_64-linux-gnu",
+        ],
+    },
+    Native {
+        name: "operators",
+        source: "operators.cpp",
+        compiler: "g++",
+        arguments: &["-std=c++17"],
+    },
+];
+
+fn build_native(native: &Native, out: &Path) -> Result<()> {
+    let folder = workspace::root().join("tests/targets/native");
+    let binary = out.join(native.name);
+    if is_newer(&binary, &folder)? {
+        return Ok(());
+    }
+    eprintln!("build: {}", binary.display());
+    run::run(
+        Command::new(native.compiler)
+            .args([
+                "-O1",
+                "-g",
+                "-fno-omit-frame-pointer",
+                // Each call is made, and from the function that it is in.
+                "-fno-optimize-sibling-calls",
+                "-fno-builtin",
+                "-Wall",
+                "-Wextra",
+                "-pthread",
+                "-o",
+            ])
+            .arg(&binary)
+            .arg(folder.join(native.source))
+            .args(native.arguments),
+    )
 }
 
 fn build_c(program: &str, out: &Path) -> Result<()> {

@@ -8,9 +8,11 @@ use aya::{
     util::nr_cpus,
 };
 use leaktrace_common::{
-    GoSample, GoSampling, LiveObject, SiteCounters, SiteKey, StackId, StackRecord, VmEvent, loss,
+    GoSample, GoSampling, LiveObject, MALLOC_ALLOC_BYTES, MALLOC_ALLOCS, MALLOC_FREES,
+    SiteCounters, SiteKey, StackId, StackRecord, VmEvent, loss,
 };
 
+use crate::capture::schema;
 use crate::loader::{LoadError, Loaded, MapSizes, for_each_entry};
 
 /// What the kernel side writes, taken out of a loaded object.
@@ -23,6 +25,8 @@ pub struct Kernel {
     samples: RingBuf<MapData>,
     go_sampling: Array<MapData, GoSampling>,
     go_hits: PerCpuArray<MapData, u64>,
+    malloc_rate: Array<MapData, u64>,
+    malloc_calls: PerCpuArray<MapData, u64>,
     sizes: MapSizes,
     cpus: usize,
 }
@@ -44,6 +48,8 @@ impl Kernel {
             samples: typed(ebpf, "SAMPLES")?,
             go_sampling: typed(ebpf, "GO_SAMPLING")?,
             go_hits: typed(ebpf, "GO_HITS")?,
+            malloc_rate: typed(ebpf, "MALLOC_RATE")?,
+            malloc_calls: typed(ebpf, "MALLOC_CALLS")?,
             sizes,
             cpus: nr_cpus().map_err(|(_, error)| LoadError::other("count the CPUs", error))?,
         })
@@ -99,6 +105,37 @@ impl Kernel {
         let hits = self.go_hits.get(&kind, 0);
         let hits = hits.map_err(|error| LoadError::other("read the hit counters", error))?;
         Ok(hits.iter().sum())
+    }
+
+    /// Sets how densely blocks of native allocators are taken, in bytes for each sample: 1 takes all of
+    /// them, 0 none.
+    ///
+    /// # Errors
+    ///
+    /// The map cannot be written.
+    pub fn set_malloc_rate(&mut self, rate: u64) -> Result<(), LoadError> {
+        self.malloc_rate
+            .set(0, rate, 0)
+            .map_err(|error| LoadError::other("set the sampling rate", error))
+    }
+
+    /// All calls of native allocators since the attach, sampled or not.
+    ///
+    /// # Errors
+    ///
+    /// The map cannot be read.
+    pub fn malloc_calls(&self) -> Result<schema::MallocCalls, LoadError> {
+        let counter = |index: u32| {
+            let values = self.malloc_calls.get(&index, 0);
+            let values =
+                values.map_err(|error| LoadError::other("read the call counters", error))?;
+            Ok(values.iter().sum())
+        };
+        Ok(schema::MallocCalls {
+            allocs: counter(MALLOC_ALLOCS)?,
+            alloc_bytes: counter(MALLOC_ALLOC_BYTES)?,
+            frees: counter(MALLOC_FREES)?,
+        })
     }
 
     /// The stack with that id, if it was kept.

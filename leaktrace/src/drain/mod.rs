@@ -9,13 +9,16 @@ mod refill;
 mod sampler;
 mod sites;
 mod goroutines;
+mod deltas;
 
 use std::collections::{BTreeMap, HashMap};
 
 use leaktrace_common::{
-    EVENT_EXEC, EVENT_GC, KIND_GO_HEAP, KIND_GOROUTINE, Ktime, SiteCounters, StackId, VmEvent,
+    EVENT_EXEC, EVENT_GC, KIND_GO_HEAP, KIND_GOROUTINE, KIND_MALLOC, Ktime, LiveObject,
+    SiteCounters, SiteKey, VmEvent,
 };
 
+use self::deltas::{add_freed, delta_of, died};
 use crate::{
     address_space::{AddressSpace, Change},
     capture::schema,
@@ -61,6 +64,7 @@ pub struct Drain {
     looked_at: u32,
     samples: u64,
     own_sampling: OwnSampling,
+    malloc: bool,
     events: u64,
     exec: bool,
 }
@@ -74,8 +78,8 @@ struct OwnSampling {
 
 impl Drain {
     /// Starts to drain `kernel`. `space` holds the mappings that were there at the attach, read
-    /// after the probes were live.
-    pub fn new(kernel: Kernel, space: AddressSpace, go: GoHeap) -> Self {
+    /// after the probes were live; `malloc` says whether native allocators are probed.
+    pub fn new(kernel: Kernel, space: AddressSpace, go: GoHeap, malloc: bool) -> Self {
         Self {
             kernel,
             go,
@@ -89,6 +93,7 @@ impl Drain {
             looked_at: 0,
             samples: 0,
             own_sampling: OwnSampling::default(),
+            malloc,
             events: 0,
             exec: false,
         }
@@ -202,6 +207,9 @@ impl Drain {
         };
         let mut samples = Vec::new();
         self.kernel.for_each_live(|address, object| {
+            if object.kind != KIND_GO_HEAP {
+                return;
+            }
             samples.push(LiveSample {
                 address,
                 size: object.size,
@@ -218,7 +226,10 @@ impl Drain {
     /// A map cannot be read.
     pub fn creations(&self) -> Result<BTreeMap<u64, SiteCounters>, LoadError> {
         let totals = totals(&self.kernel, KIND_GOROUTINE)?;
-        Ok(totals.into_iter().map(|(stack, n)| (stack.0, n)).collect())
+        Ok(totals
+            .into_iter()
+            .map(|(site, n)| (site.stack.0, n))
+            .collect())
     }
 
     /// Losses since the attach, by cause.
@@ -236,7 +247,7 @@ impl Drain {
     pub fn interval(&mut self, t_ns: u64) -> Result<schema::Interval, LoadError> {
         self.take_events();
         let before = self.losses.clone();
-        let go_buckets = self.go_heap()?;
+        let go_buckets = self.objects()?;
         self.look_at_objects();
         let (go_classes, go_own_sampling) = self.own_counts();
         for (cause, count) in loss::KERNEL.into_iter().zip(self.kernel.losses()?) {
@@ -271,6 +282,10 @@ impl Drain {
             },
             go_classes,
             go_own_sampling,
+            malloc_calls: match self.malloc {
+                true => Some(self.kernel.malloc_calls()?),
+                false => None,
+            },
             gc_cycles: self.gc_cycles,
             losses: losses(&changed),
             ..schema::Interval::default()
@@ -298,7 +313,12 @@ impl Drain {
                 objects,
                 bytes,
             } => {
-                let delta = delta_of(deltas, sites.walked(kind, stack, || kernel.stack(stack)));
+                let site = SiteKey {
+                    stack,
+                    kind,
+                    class: 0,
+                };
+                let delta = delta_of(deltas, sites.walked(site, || kernel.stack(stack)));
                 delta.allocs += objects;
                 delta.alloc_bytes += bytes;
             }
@@ -312,7 +332,12 @@ impl Drain {
                 bytes,
                 cohort,
             } => {
-                let delta = delta_of(deltas, sites.walked(kind, stack, || kernel.stack(stack)));
+                let site = SiteKey {
+                    stack,
+                    kind,
+                    class: 0,
+                };
+                let delta = delta_of(deltas, sites.walked(site, || kernel.stack(stack)));
                 delta.frees += objects;
                 delta.free_bytes += bytes;
                 add_freed(&mut delta.freed, cohort, objects, bytes);
@@ -320,18 +345,41 @@ impl Drain {
         });
     }
 
-    /// The Go heap's turnover and the buckets whose counts changed. The totals and the live
-    /// set are read before the profile, so that every bucket they name is known by then.
-    fn go_heap(&mut self) -> Result<Vec<schema::GoBucket>, LoadError> {
-        let GoHeap::Runtime(sampler) = &mut self.go else {
+    /// The turnover of the objects that the kernel side follows, and the Go profile's buckets whose
+    /// counts changed. The totals and then the live set are read before the profile, so that every
+    /// bucket they name is known by then.
+    fn objects(&mut self) -> Result<Vec<schema::GoBucket>, LoadError> {
+        let is_sampled = matches!(self.go, GoHeap::Runtime(_));
+        if !self.malloc && !is_sampled {
             return Ok(Vec::new());
-        };
-        let totals = totals(&self.kernel, KIND_GO_HEAP)?;
+        }
+        let mut sites = HashMap::new();
+        if self.malloc {
+            sites = totals(&self.kernel, KIND_MALLOC)?;
+        }
+        let mut of_go = HashMap::new();
+        if is_sampled {
+            of_go = totals(&self.kernel, KIND_GO_HEAP)?;
+        }
         let now = Ktime(monotonic_ns());
         let mut live = Vec::new();
         self.kernel
             .for_each_live(|address, object| live.push((address, object)))?;
-        let before = births(&totals);
+        let buckets = self.go_profile(&of_go)?;
+        sites.extend(of_go);
+        self.turnover(now, sites, live);
+        Ok(buckets)
+    }
+
+    /// The buckets of Go's profile that changed. `totals` were read before.
+    fn go_profile(
+        &mut self,
+        totals: &HashMap<SiteKey, SiteCounters>,
+    ) -> Result<Vec<schema::GoBucket>, LoadError> {
+        let GoHeap::Runtime(sampler) = &mut self.go else {
+            return Ok(Vec::new());
+        };
+        let before = births(totals);
         let reading = sampler.read();
         let after = births(&self::totals(&self.kernel, KIND_GO_HEAP)?);
         let buckets = match reading {
@@ -357,20 +405,36 @@ impl Drain {
                 self.losses.insert(loss::GO_SAMPLES_UNSEEN, unseen);
             }
         }
-        let turnover = self.objects.look(self.index, now, totals, live);
-        if self.index == 0 {
-            // All of this is in the profile's state at the attach.
-            return Ok(buckets);
-        }
-        for (stack, Turnover { counters, freed }) in turnover {
-            let delta = delta_of(&mut self.deltas, self.sites.of_bucket(stack));
+        Ok(buckets)
+    }
+
+    /// Adds what has become of the objects since the last interval to the deltas.
+    fn turnover(
+        &mut self,
+        now: Ktime,
+        totals: HashMap<SiteKey, SiteCounters>,
+        live: Vec<(u64, LiveObject)>,
+    ) {
+        for (site, turnover) in self.objects.look(self.index.max(1), now, totals, live) {
+            let Turnover { counters, freed } = turnover;
+            let id = match site.kind {
+                // All of this is in the profile's state at the attach.
+                KIND_GO_HEAP if self.index == 0 => continue,
+                KIND_GO_HEAP => self.sites.of_bucket(site.stack),
+                _ => {
+                    let kernel = &self.kernel;
+                    self.sites.walked(site, || kernel.stack(site.stack))
+                }
+            };
+            let delta = delta_of(&mut self.deltas, id);
             delta.allocs += counters.allocs;
             delta.alloc_bytes += counters.alloc_bytes;
             delta.frees += counters.frees;
             delta.free_bytes += counters.free_bytes;
-            delta.freed.extend(freed);
+            for each in freed {
+                add_freed(&mut delta.freed, each.cohort, each.objects, each.bytes);
+            }
         }
-        Ok(buckets)
     }
 }
 
@@ -392,47 +456,18 @@ impl Drain {
     }
 }
 
-/// The death of one of our own samples.
-fn died(deltas: &mut BTreeMap<u32, schema::SiteDelta>, dead: refill::Turnover) {
-    let delta = delta_of(deltas, dead.site);
-    delta.frees += 1;
-    delta.free_bytes += dead.bytes;
-    add_freed(&mut delta.freed, dead.cohort, 1, dead.bytes);
-}
-
-fn add_freed(freed: &mut Vec<schema::CohortFrees>, cohort: u32, objects: u64, bytes: u64) {
-    match freed.iter_mut().find(|freed| freed.cohort == cohort) {
-        Some(freed) => {
-            freed.objects += objects;
-            freed.bytes += bytes;
-        }
-        None => freed.push(schema::CohortFrees {
-            cohort,
-            objects,
-            bytes,
-        }),
-    }
-}
-
-fn totals(kernel: &Kernel, kind: u32) -> Result<HashMap<StackId, SiteCounters>, LoadError> {
+fn totals(kernel: &Kernel, kind: u32) -> Result<HashMap<SiteKey, SiteCounters>, LoadError> {
     let mut totals = HashMap::new();
     kernel.for_each_site(|key, counters| {
         if key.kind == kind {
-            totals.insert(key.stack, counters);
+            totals.insert(key, counters);
         }
     })?;
     Ok(totals)
 }
 
-fn births(totals: &HashMap<StackId, SiteCounters>) -> u64 {
+fn births(totals: &HashMap<SiteKey, SiteCounters>) -> u64 {
     totals.values().map(|counters| counters.allocs).sum()
-}
-
-fn delta_of(deltas: &mut BTreeMap<u32, schema::SiteDelta>, site: u32) -> &mut schema::SiteDelta {
-    deltas.entry(site).or_insert_with(|| schema::SiteDelta {
-        site,
-        ..schema::SiteDelta::default()
-    })
 }
 
 fn losses(counts: &BTreeMap<&'static str, u64>) -> Vec<schema::Loss> {

@@ -1,4 +1,4 @@
-//! Births and deaths of sampled objects, by the interval in which each was born.
+//! Births and deaths of objects, by the interval in which each was born.
 //!
 //! The kernel side keeps the set of live objects and the totals of each site. What was born and
 //! died between two looks at the set shows in the totals alone; what was born before the attach
@@ -13,7 +13,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use leaktrace_common::{Ktime, LiveObject, SiteCounters, StackId};
+use leaktrace_common::{Ktime, LiveObject, SiteCounters, SiteKey};
 
 use crate::capture::schema::CohortFrees;
 
@@ -22,13 +22,13 @@ const PREEXISTING: u32 = 0;
 
 /// An object known from an earlier look.
 struct Known {
-    stack: StackId,
+    site: SiteKey,
     born: Ktime,
     size: u64,
     cohort: u32,
 }
 
-/// What one interval did at one site, in sampled objects.
+/// What one interval did at one site, in objects that were taken.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Turnover {
     /// Allocations and frees, objects and bytes.
@@ -46,14 +46,16 @@ struct Gap {
     young_deaths: u64,
     /// Objects found alive whose births are not counted.
     births: u64,
+    /// Bytes of objects found dead beyond those whose frees are counted.
+    bytes: u64,
 }
 
 /// Follows the live set of one run.
 #[derive(Default)]
 pub(super) struct Objects {
     known: HashMap<u64, Known>,
-    totals: HashMap<StackId, SiteCounters>,
-    gaps: HashMap<StackId, Gap>,
+    totals: HashMap<SiteKey, SiteCounters>,
+    gaps: HashMap<SiteKey, Gap>,
 }
 
 impl Objects {
@@ -63,37 +65,38 @@ impl Objects {
         &mut self,
         cohort: u32,
         now: Ktime,
-        totals: HashMap<StackId, SiteCounters>,
+        totals: HashMap<SiteKey, SiteCounters>,
         live: impl IntoIterator<Item = (u64, LiveObject)>,
-    ) -> BTreeMap<StackId, Turnover> {
+    ) -> BTreeMap<SiteKey, Turnover> {
         let mut next = HashMap::with_capacity(self.known.len());
-        let mut born_and_alive: HashMap<StackId, u64> = HashMap::new();
+        let mut born_and_alive: HashMap<SiteKey, u64> = HashMap::new();
         for (address, object) in live {
             if object.born > now {
                 continue;
             }
+            let site = site_of(&object);
             let known = self
                 .known
                 .get(&address)
                 .filter(|known| known.born == object.born)
                 .map(|known| known.cohort);
             if known.is_none() {
-                *born_and_alive.entry(object.stack).or_default() += 1;
+                *born_and_alive.entry(site).or_default() += 1;
             }
             next.insert(
                 address,
                 Known {
-                    stack: object.stack,
+                    site,
                     born: object.born,
                     size: object.size,
                     cohort: known.unwrap_or(cohort),
                 },
             );
         }
-        let mut dead: HashMap<StackId, BTreeMap<u32, (u64, u64)>> = HashMap::new();
+        let mut dead: HashMap<SiteKey, BTreeMap<u32, (u64, u64)>> = HashMap::new();
         for (address, object) in &self.known {
             if next.get(address).is_none_or(|n| n.born != object.born) {
-                let cohorts = dead.entry(object.stack).or_default();
+                let cohorts = dead.entry(object.site).or_default();
                 let (objects, bytes) = cohorts.entry(object.cohort).or_default();
                 *objects += 1;
                 *bytes += object.size;
@@ -105,17 +108,17 @@ impl Objects {
         let turnovers: BTreeMap<_, _> = self
             .totals
             .iter()
-            .map(|(stack, now)| {
-                let before = previous.get(stack).copied().unwrap_or_default();
-                let alive = born_and_alive.get(stack).copied().unwrap_or(0);
-                let dead = dead.remove(stack).unwrap_or_default();
-                let gap = gaps.remove(stack).unwrap_or_default();
+            .map(|(site, now)| {
+                let before = previous.get(site).copied().unwrap_or_default();
+                let alive = born_and_alive.get(site).copied().unwrap_or(0);
+                let dead = dead.remove(site).unwrap_or_default();
+                let gap = gaps.remove(site).unwrap_or_default();
                 let counters = difference(now, &before);
                 let (turnover, gap) = turnover(cohort, counters, alive, dead, gap);
                 if gap != Gap::default() {
-                    self.gaps.insert(*stack, gap);
+                    self.gaps.insert(*site, gap);
                 }
-                (*stack, turnover)
+                (*site, turnover)
             })
             .filter(|(_, turnover)| *turnover != Turnover::default())
             .collect();
@@ -133,17 +136,8 @@ fn turnover(
     mut dead: BTreeMap<u32, (u64, u64)>,
     gap: Gap,
 ) -> (Turnover, Gap) {
-    // All objects of a Go bucket have one size.
-    let size = counters
-        .free_bytes
-        .checked_div(counters.frees)
-        .unwrap_or_else(|| {
-            counters
-                .alloc_bytes
-                .checked_div(counters.allocs)
-                .unwrap_or(0)
-        });
-    let found: u64 = dead.values().map(|(objects, _)| objects).sum();
+    let sum = |(objects, bytes): (u64, u64), dead: &(u64, u64)| (objects + dead.0, bytes + dead.1);
+    let (found, found_bytes) = dead.values().fold((0, 0), sum);
     let mut left = counters.frees.saturating_sub(gap.deaths);
     let deaths = found.saturating_sub(left);
     left = left.saturating_sub(found);
@@ -155,6 +149,13 @@ fn turnover(
     let expected = births.saturating_sub(born_and_alive);
     let young = expected.min(left);
     let old = left - young;
+
+    // What the counted frees have beyond the objects found dead, of which some are not counted yet.
+    let ahead = share(found_bytes, deaths, found);
+    let attributed = gap.bytes + found_bytes;
+    let mut bytes = (counters.free_bytes + ahead).saturating_sub(attributed);
+    let mut rest = late + young + old;
+    let mut given = 0;
     for (cohort, objects) in [
         (cohort.saturating_sub(1), late),
         (cohort, young),
@@ -162,8 +163,10 @@ fn turnover(
     ] {
         if objects > 0 {
             let entry = dead.entry(cohort).or_default();
+            let part = share(bytes, objects, rest);
             entry.0 += objects;
-            entry.1 += objects * size;
+            entry.1 += part;
+            (bytes, rest, given) = (bytes - part, rest - objects, given + part);
         }
     }
     let freed = dead
@@ -178,8 +181,25 @@ fn turnover(
         deaths,
         young_deaths: expected - young,
         births: born_and_alive.saturating_sub(births),
+        bytes: (attributed + given).saturating_sub(counters.free_bytes),
     };
     (Turnover { counters, freed }, gap)
+}
+
+/// `part` of `whole` parts of `bytes`.
+fn share(bytes: u64, part: u64, whole: u64) -> u64 {
+    (u128::from(bytes) * u128::from(part))
+        .checked_div(whole.into())
+        .unwrap_or(0) as u64
+}
+
+/// The site that allocated an object.
+fn site_of(object: &LiveObject) -> SiteKey {
+    SiteKey {
+        stack: object.stack,
+        kind: object.kind,
+        class: object.class,
+    }
 }
 
 fn difference(now: &SiteCounters, before: &SiteCounters) -> SiteCounters {
@@ -193,21 +213,28 @@ fn difference(now: &SiteCounters, before: &SiteCounters) -> SiteCounters {
 
 #[cfg(test)]
 mod tests {
+    use leaktrace_common::StackId;
+
     use super::*;
 
-    const SITE: StackId = StackId(7);
+    const STACK: StackId = StackId(7);
+    const SITE: SiteKey = SiteKey {
+        stack: STACK,
+        kind: 0,
+        class: 0,
+    };
     const NOW: Ktime = Ktime(1000);
 
     fn object(born: u64) -> LiveObject {
         LiveObject {
-            stack: SITE,
+            stack: STACK,
             born: Ktime(born),
             size: 64,
             ..LiveObject::default()
         }
     }
 
-    fn totals(allocs: u64, frees: u64) -> HashMap<StackId, SiteCounters> {
+    fn totals(allocs: u64, frees: u64) -> HashMap<SiteKey, SiteCounters> {
         let counters = SiteCounters {
             allocs,
             alloc_bytes: allocs * 64,
@@ -217,7 +244,7 @@ mod tests {
         HashMap::from([(SITE, counters)])
     }
 
-    fn freed(turnover: &BTreeMap<StackId, Turnover>) -> Vec<(u32, u64, u64)> {
+    fn freed(turnover: &BTreeMap<SiteKey, Turnover>) -> Vec<(u32, u64, u64)> {
         turnover
             .get(&SITE)
             .map(|turnover| {

@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 
 use leaktrace_common::{
-    GoSample, KIND_BRK, KIND_GO_HEAP, KIND_MMAP, STACK_BROKEN, STACK_LEAF_CALLER, STACK_TRUNCATED,
-    STACK_UNREADABLE, StackId, StackRecord,
+    GoSample, KIND_BRK, KIND_GO_HEAP, KIND_MALLOC, KIND_MMAP, STACK_BROKEN, STACK_LEAF_CALLER,
+    STACK_TRUNCATED, STACK_UNREADABLE, SiteKey, StackId, StackRecord,
 };
 
 use crate::{capture::schema, inventory::Bucket};
@@ -12,19 +12,22 @@ use crate::{capture::schema, inventory::Bucket};
 /// Sites seen so far, and those that the capture does not have yet.
 #[derive(Default)]
 pub(super) struct Sites {
-    ids: HashMap<(u32, StackId), u32>,
+    ids: HashMap<SiteKey, u32>,
     fresh: Vec<schema::Site>,
 }
 
 impl Sites {
-    /// The site of a stack that the kernel side walked; `look_up` is asked for new ones.
+    /// The site whose stack the kernel side walked; `look_up` is asked for that of a new one.
     pub(super) fn walked(
         &mut self,
-        kind: u32,
-        stack: StackId,
+        site: SiteKey,
         look_up: impl FnOnce() -> Option<StackRecord>,
     ) -> u32 {
-        self.intern(kind, stack, || match look_up() {
+        let sampling = match site.class {
+            0 => schema::Sampling::Runtime,
+            _ => schema::Sampling::Bytes,
+        };
+        let described = || match look_up() {
             Some(record) => schema::Site {
                 pcs: record
                     .frames
@@ -41,12 +44,17 @@ impl Sites {
                 incomplete: "the stack could not be kept: the stack map was full".to_owned(),
                 ..schema::Site::default()
             },
+        };
+        self.intern(site, || schema::Site {
+            object_size: site.class.into(),
+            sampling: sampling.into(),
+            ..described()
         })
     }
 
     /// The site of a Go profile bucket.
     pub(super) fn bucket(&mut self, bucket: &Bucket) -> u32 {
-        self.intern(KIND_GO_HEAP, StackId(bucket.address), || schema::Site {
+        self.intern(go_heap(StackId(bucket.address)), || schema::Site {
             pcs: bucket.pcs.clone(),
             object_size: bucket.object_size,
             logical: true,
@@ -57,7 +65,7 @@ impl Sites {
     /// The site of the Go profile bucket at that address. If the profile could not be read since
     /// the bucket was made, the site has no frames and says so.
     pub(super) fn of_bucket(&mut self, address: StackId) -> u32 {
-        self.intern(KIND_GO_HEAP, address, || schema::Site {
+        self.intern(go_heap(address), || schema::Site {
             incomplete: "the runtime's profile bucket could not be read".to_owned(),
             logical: true,
             ..schema::Site::default()
@@ -66,7 +74,7 @@ impl Sites {
 
     /// The site of one of our own samples, which has this name.
     pub(super) fn sampled(&mut self, name: StackId, sample: &GoSample) -> u32 {
-        self.intern(KIND_GO_HEAP, name, || schema::Site {
+        self.intern(go_heap(name), || schema::Site {
             pcs: sample
                 .frames
                 .iter()
@@ -86,29 +94,33 @@ impl Sites {
         std::mem::take(&mut self.fresh)
     }
 
-    fn intern(
-        &mut self,
-        kind: u32,
-        stack: StackId,
-        describe: impl FnOnce() -> schema::Site,
-    ) -> u32 {
-        if let Some(&id) = self.ids.get(&(kind, stack)) {
+    fn intern(&mut self, site: SiteKey, describe: impl FnOnce() -> schema::Site) -> u32 {
+        if let Some(&id) = self.ids.get(&site) {
             return id;
         }
         let id = self.ids.len() as u32 + 1;
-        self.ids.insert((kind, stack), id);
+        self.ids.insert(site, id);
         self.fresh.push(schema::Site {
             id,
-            kind: schema_kind(kind).into(),
+            kind: schema_kind(site.kind).into(),
             ..describe()
         });
         id
     }
 }
 
+fn go_heap(stack: StackId) -> SiteKey {
+    SiteKey {
+        stack,
+        kind: KIND_GO_HEAP,
+        class: 0,
+    }
+}
+
 fn schema_kind(kind: u32) -> schema::Kind {
     match kind {
         KIND_GO_HEAP => schema::Kind::GoHeap,
+        KIND_MALLOC => schema::Kind::Malloc,
         KIND_MMAP => schema::Kind::Mmap,
         KIND_BRK => schema::Kind::Brk,
         _ => schema::Kind::Unspecified,

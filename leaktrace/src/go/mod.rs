@@ -87,6 +87,8 @@ pub enum FoundBy {
     Code,
     /// What it holds; the binary is stripped.
     Content,
+    /// `.dynsym`, the names that the dynamic linker knows.
+    Dynsym,
 }
 
 impl FoundBy {
@@ -97,6 +99,7 @@ impl FoundBy {
             FoundBy::Pclntab => "pclntab",
             FoundBy::Code => "code operands",
             FoundBy::Content => "content",
+            FoundBy::Dynsym => "dynsym",
         }
     }
 }

@@ -414,11 +414,13 @@ fn plan_for(binary: &GoBinary) -> Plan {
     let families = Families {
         vm: true,
         go: true,
+        malloc: false,
         goroutine: false,
     };
     Plan::new(
         &Facts {
             go: Some(Ok(facts)),
+            native: None,
         },
         families,
     )

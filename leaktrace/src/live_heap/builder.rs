@@ -112,6 +112,10 @@ impl Builder {
         LiveHeap {
             runtime_rate: self.runtime_rate,
             refill_rate: self.refill_rate,
+            malloc_rate: header
+                .malloc
+                .as_ref()
+                .map_or(1, |malloc| malloc.sample_bytes),
             refill_classes: self.refill_classes(),
             timeline: self.timeline,
             parts: self.parts.list,

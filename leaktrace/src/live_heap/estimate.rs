@@ -64,6 +64,13 @@ pub enum Sampler {
         /// How many samples carry as much information as one independent one; at least 1.
         spread: f64,
     },
+    /// By leaktrace, of a native allocator's blocks: bytes are drawn in a Poisson process, one in `rate`
+    /// on average, and the block is taken in which a drawn byte lies. Sizes are rounded up for that, and
+    /// blocks whose rounded size reaches the rate are always taken.
+    Bytes {
+        /// Bytes for each sample on average.
+        rate: u64,
+    },
 }
 
 /// What is known of our own samples of one size class.
@@ -114,14 +121,15 @@ impl Sampler {
     pub fn rate(self) -> u64 {
         match self {
             Self::Exact => 1,
-            Self::Runtime { rate } | Self::Refill { rate, .. } => rate,
+            Self::Runtime { rate } | Self::Refill { rate, .. } | Self::Bytes { rate } => rate,
         }
     }
 
-    /// The chance that an object of `size` bytes is sampled by the runtime.
+    /// The chance that an object of `size` bytes is sampled, by the runtime or by its bytes.
     pub fn probability(self, size: u64) -> f64 {
         match self {
-            Self::Runtime { rate } if rate > 1 && size > 0 => {
+            Self::Bytes { rate } if size >= rate => 1.0,
+            Self::Runtime { rate } | Self::Bytes { rate } if rate > 1 && size > 0 => {
                 -(-(size as f64) / rate as f64).exp_m1()
             }
             _ => 1.0,
@@ -134,7 +142,7 @@ impl Sampler {
     pub fn scale(self, size: u64) -> f64 {
         match self {
             Self::Exact => 1.0,
-            Self::Runtime { .. } => 1.0 / self.probability(size),
+            Self::Runtime { .. } | Self::Bytes { .. } => 1.0 / self.probability(size),
             Self::Refill { factor, .. } => factor,
         }
     }
@@ -162,6 +170,8 @@ impl Sampler {
                 (self.stands_for(count), 1.0)
             }
             Self::Runtime { .. } if p < 1.0 => (size as f64 / p, 1.0 - p),
+            // The blocks of a class are not of one size.
+            Self::Bytes { .. } if p < 1.0 => (mean(count, size) / p, 1.0 - p),
             _ => {
                 return Estimate {
                     value,
@@ -177,7 +187,10 @@ impl Sampler {
         Estimate {
             value,
             low: ((centre - reach) * each)
-                .max(count.objects as f64 * size as f64)
+                .max(match self {
+                    Self::Bytes { .. } => count.bytes as f64,
+                    _ => count.objects as f64 * size as f64,
+                })
                 .min(value),
             high: (centre + reach) * each,
         }
@@ -193,9 +206,13 @@ impl Sampler {
             Self::Refill { .. } if !self.stand_for_themselves(changed, size) => {
                 (n * self.spread()).sqrt() * self.stands_for(changed)
             }
-            Self::Runtime { .. } => {
+            Self::Runtime { .. } | Self::Bytes { .. } => {
                 let p = self.probability(size);
-                (n * (1.0 - p)).sqrt() / p * size as f64
+                let each = match self {
+                    Self::Bytes { .. } => mean(changed, size),
+                    _ => size as f64,
+                };
+                (n * (1.0 - p)).sqrt() / p * each
             }
             _ => 0.0,
         };
@@ -225,8 +242,22 @@ impl Sampler {
     }
 }
 
+/// Bytes of an object of a count, which are of `size` bytes or, rounded up, were.
+fn mean(count: Count, size: u64) -> f64 {
+    match count.objects {
+        0 => size as f64,
+        objects => count.bytes as f64 / objects as f64,
+    }
+}
+
 /// Largest object that shares a span (`maxSmallSize` in runtime/sizeclasses.go, Go 1.19 to 1.27).
 pub(super) const MAX_SMALL_SIZE: u64 = 32 << 10;
+
+/// How the kernel side draws, to be tested.
+#[cfg(test)]
+#[path = "../../../leaktrace-ebpf/src/poisson.rs"]
+#[expect(unreachable_pub, reason = "it is a module of another crate, too")]
+mod poisson;
 
 #[cfg(test)]
 mod tests {
@@ -259,5 +290,93 @@ mod tests {
             (estimate.high - estimate.low) / estimate.value
         };
         assert!(width(1.0) < 0.3 && width(spread) > 0.8);
+    }
+
+    /// A generator of 32 random bits (Steele, Lea & Flood 2014, "SplitMix64").
+    fn random(state: &mut u64) -> u32 {
+        *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = *state;
+        z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((z ^ z >> 31) >> 32) as u32
+    }
+
+    #[test]
+    fn classes_are_a_quarter_of_a_power_of_two_apart() {
+        assert_eq!(poisson::class(0, 1 << 19), 16);
+        assert_eq!(poisson::class(17, 1 << 19), 20);
+        assert_eq!(poisson::class(1 << 19, 1 << 19), 1 << 19);
+        assert_eq!(poisson::class(u64::MAX, 1 << 30), 1 << 30);
+        for size in (1..100_000).chain([(1 << 30) - 1]) {
+            let class = poisson::class(size, 1 << 30);
+            assert!(
+                size <= class && class <= 16.max(size + size / 4),
+                "{size}: {class}"
+            );
+            assert!(class <= poisson::class(size + 1, 1 << 30), "{size}");
+        }
+    }
+
+    #[test]
+    fn gaps_are_exponential() {
+        const RATE: u64 = 1 << 19;
+        let mut state = 1;
+        let gaps: Vec<u64> = (0..1_000_000)
+            .map(|_| poisson::gap(RATE, random(&mut state)))
+            .collect();
+        let mean = gaps.iter().sum::<u64>() as f64 / gaps.len() as f64;
+        assert!((mean / RATE as f64 - 1.0).abs() < 0.004, "{mean}");
+        for share in [0.001, 0.01, 0.5, 1.0, 3.0] {
+            let within = gaps
+                .iter()
+                .filter(|gap| **gap as f64 <= share * RATE as f64)
+                .count();
+            let (seen, expected) = (within as f64 / gaps.len() as f64, 1.0 - (-share).exp());
+            assert!((seen - expected).abs() < 4.0 * (expected / gaps.len() as f64).sqrt() + 1e-5);
+        }
+        assert!(poisson::gap(RATE, 0) > 20 * RATE && poisson::gap(RATE, u32::MAX) <= 10);
+    }
+
+    /// Blocks of all sizes, a fifth of them alive: the mean of the estimates is the truth, and the
+    /// interval holds it.
+    #[test]
+    fn sampling_by_bytes_is_unbiased() {
+        const RATE: u64 = 512 << 10;
+        const RUNS: usize = 200;
+        let sampler = Sampler::Bytes { rate: RATE };
+        let (mut sum, mut held) = (0.0, 0);
+        let mut truth = 0;
+        for run in 0..RUNS {
+            let (mut state, mut sizes) = (run as u64 + 7, 99);
+            let mut countdown = poisson::gap(RATE, random(&mut state));
+            let mut classes = std::collections::BTreeMap::<u64, Count>::new();
+            truth = 0;
+            for block in 0..200_000_u64 {
+                let draw = u64::from(random(&mut sizes));
+                let size = 16 + draw % 1000 + if draw % 5000 == 7 { 700_000 } else { 0 };
+                let is_alive = block % 5 == 3;
+                truth += if is_alive { size } else { 0 };
+                let class = poisson::class(size, RATE);
+                let taken = class >= RATE || class >= countdown;
+                if class < RATE {
+                    countdown = match taken {
+                        true => poisson::gap(RATE, random(&mut state)),
+                        false => countdown - class,
+                    };
+                }
+                if taken && is_alive {
+                    classes.entry(class).or_default().add(1, size);
+                }
+            }
+            let mut total = Estimate::default();
+            for (class, count) in classes {
+                total = total.plus(sampler.estimate(count, class));
+            }
+            sum += total.value;
+            held += usize::from((total.low..=total.high).contains(&(truth as f64)));
+        }
+        let bias = sum / RUNS as f64 / truth as f64 - 1.0;
+        assert!(bias.abs() < 0.02, "{bias}");
+        assert!(held * 10 >= RUNS * 9, "{held} of {RUNS}");
     }
 }

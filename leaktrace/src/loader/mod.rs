@@ -9,10 +9,12 @@ mod host;
 mod log;
 mod run_stats;
 mod tracefs;
+mod uretprobe;
 
 use std::{
     fs,
     num::NonZeroU32,
+    path::PathBuf,
     thread::{self, JoinHandle},
 };
 
@@ -24,7 +26,7 @@ use aya::{
         uprobe::{UProbeLink, UProbeLinkId, UProbeScope},
     },
 };
-use leaktrace_common::{FrameRule, GoSample, VmEvent};
+use leaktrace_common::{AllocatorCall, FrameRule, GoSample, VmEvent};
 
 use crate::{
     go::layout::{Span, Special},
@@ -38,6 +40,7 @@ pub use self::{
     log::KernelLog,
     run_stats::{RunCounter, Runs},
     tracefs::ensure_tracefs,
+    uretprobe::uretprobes_bear_seccomp,
 };
 
 /// The kernel side, built by `build.rs`.
@@ -61,6 +64,10 @@ pub struct MapSizes {
     pub frame_rules: u32,
     /// Bytes of the ring buffer for our own samples of a Go heap, a power of two.
     pub sample_ring_bytes: u32,
+    /// Threads of the target that call native allocators.
+    pub threads: u32,
+    /// Probes at the beginning of native allocators' functions.
+    pub allocator_calls: u32,
 }
 
 impl Default for MapSizes {
@@ -73,6 +80,8 @@ impl Default for MapSizes {
             calls_in_flight: 1 << 12,
             frame_rules: 1 << 14,
             sample_ring_bytes: 1 << 22,
+            threads: 1 << 12,
+            allocator_calls: 1 << 10,
         }
     }
 }
@@ -157,7 +166,8 @@ pub struct Loaded {
 
 impl Loaded {
     /// Loads the object for the process `tgid`, with maps of these sizes. Attaches nothing.
-    /// `kernel_log` keeps the kernel side's diagnostic log in, see [`Loaded::kernel_log`].
+    /// `kernel_log` keeps the kernel side's diagnostic log in, see [`Loaded::kernel_log`], and the
+    /// verifier's in the error of a program that it refuses.
     ///
     /// # Errors
     ///
@@ -189,7 +199,10 @@ impl Loaded {
         let btf = Btf::from_sys_fs().ok();
         let ebpf = EbpfLoader::new()
             .btf(btf.as_ref())
-            .verifier_log_level(VerifierLogLevel::DISABLE)
+            .verifier_log_level(match kernel_log {
+                true => VerifierLogLevel::default(),
+                false => VerifierLogLevel::DISABLE,
+            })
             .override_global(aya_log::LEVEL, &log_level, true)
             .override_global("TARGET_TGID", &tgid, true)
             .override_global("GO_SPECIAL_KIND", &kind_offset, true)
@@ -210,6 +223,8 @@ impl Loaded {
             .map_max_entries("EVENTS", sizes.ring_bytes)
             .map_max_entries("INFLIGHT", sizes.calls_in_flight)
             .map_max_entries("FRAME_RULES", sizes.frame_rules)
+            .map_max_entries("ALLOCATOR_CALLS", sizes.allocator_calls)
+            .map_max_entries("THREADS", if plan.malloc { sizes.threads } else { 1 })
             .map_max_entries(
                 "SAMPLES",
                 if refill.is_some() {
@@ -279,11 +294,22 @@ impl Loaded {
                 .attach(tracepoint.category, tracepoint.name)
                 .map_err(|e| program_error(&name, e))?;
         }
-        for probe in &plan.uprobes {
+        self.attach_uprobes(&plan.uprobes, target)
+    }
+
+    /// Attaches those of these probes that stay, in their order, and loads the programs of the others.
+    ///
+    /// # Errors
+    ///
+    /// The first probe that could not be attached.
+    pub fn attach_uprobes(&mut self, probes: &[Uprobe], target: &Target) -> Result<(), LoadError> {
+        for probe in probes {
             let program: &mut UProbe = self.program(probe.program)?;
-            program
-                .load()
-                .map_err(|e| program_error(probe.function, e))?;
+            match program.load() {
+                // It serves several probes.
+                Ok(()) | Err(ProgramError::AlreadyLoaded) => {}
+                Err(error) => return Err(program_error(probe.function, error)),
+            }
             if !probe.in_windows {
                 self.attach_uprobe(probe, target)?;
             }
@@ -312,20 +338,39 @@ impl Loaded {
         target: &Target,
     ) -> Result<UProbeLinkId, LoadError> {
         check_code(probe, target)?;
+        self.set_calls(probe)?;
         let pid = target.pid;
-        let executable = format!("/proc/{pid}/exe");
+        let executable = PathBuf::from(format!("/proc/{pid}/exe"));
+        let file = probe
+            .file
+            .as_ref()
+            .map_or(&executable, |file| &file.open_path);
         let scope = NonZeroU32::new(pid as u32).ok_or(LoadError::Gone { pid })?;
         let program: &mut UProbe = self.program(probe.program)?;
         program
-            .attach(
-                probe.file_offset,
-                &executable,
-                UProbeScope::OneProcess(scope),
-            )
+            .attach(probe.file_offset, file, UProbeScope::OneProcess(scope))
             .map_err(|error| match fs::exists(&executable) {
                 Ok(true) => program_error(probe.function, error),
                 _ => LoadError::Gone { pid },
             })
+    }
+
+    /// Tells the kernel side what a call means at whose beginning the probe stands.
+    fn set_calls(&mut self, probe: &Uprobe) -> Result<(), LoadError> {
+        if probe.calls.is_empty() {
+            return Ok(());
+        }
+        let map = self
+            .ebpf
+            .map_mut("ALLOCATOR_CALLS")
+            .ok_or_else(|| LoadError::other("find a map in the BPF object", "ALLOCATOR_CALLS"))?;
+        let mut map = HashMap::<_, u64, AllocatorCall>::try_from(map)
+            .map_err(|error| LoadError::other("use a map", error))?;
+        for (address, call) in &probe.calls {
+            map.insert(address, call, 0)
+                .map_err(|error| LoadError::other("write what is probed", error))?;
+        }
+        Ok(())
     }
 
     fn program<'a, P>(&'a mut self, name: &str) -> Result<&'a mut P, LoadError>

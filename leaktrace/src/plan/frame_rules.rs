@@ -5,7 +5,8 @@
 //! information (`.eh_frame`) says, for every instruction, where the return address is. This module
 //! reads it for the few instructions that matter: those after a system call that changes the
 //! address space, and the return addresses of the calls that lead there within the same file (as
-//! `malloc` → `_int_malloc` → `sysmalloc` → `sbrk` → `brk`). In a Go executable, whose C code is
+//! `malloc` → `_int_malloc` → `sysmalloc` → `sbrk` → `brk`). Where native allocators are probed it is the
+//! callers of these as well, such as `strdup`, `operator new` and theirs. In a Go executable, whose C code is
 //! little and leads out into libc, it is the return addresses of all calls.
 //!
 //! Pure: the bytes of an ELF file in, rules by file offset out. A rule for an address that is never
@@ -25,6 +26,8 @@ use leaktrace_common::FrameRule;
 use object::{
     Object as _, ObjectSection as _, ObjectSegment as _, SectionKind, read::elf::ElfFile64,
 };
+
+use super::native::{self, Entries};
 
 type Slice<'a> = EndianSlice<'a, LittleEndian>;
 
@@ -75,6 +78,8 @@ pub struct FrameRules {
 pub enum Reach {
     /// Those after system calls, and the callers of those.
     SystemCalls,
+    /// Besides, the callers of native allocators.
+    Allocators,
     /// Besides, those after every call.
     AllCalls,
 }
@@ -103,11 +108,15 @@ pub fn frame_rules(image: &[u8], reach: Reach) -> Result<FrameRules, NoRules> {
         return Err(NoRules::TooLarge);
     }
     let entries = system_calls(&code);
-    if entries.is_empty() && reach == Reach::SystemCalls {
+    let allocators = match reach {
+        Reach::SystemCalls => HashSet::new(),
+        Reach::Allocators | Reach::AllCalls => allocators(&code, native::entries(image)),
+    };
+    if entries.is_empty() && allocators.is_empty() && reach != Reach::AllCalls {
         return Ok(FrameRules::default());
     }
     let functions = frames.functions();
-    let mut places = places(&code, &functions, &entries);
+    let mut places = places(&code, &functions, &entries, allocators);
     if reach == Reach::AllCalls {
         places.add_calls(&code, &functions);
     }
@@ -127,6 +136,18 @@ pub fn frame_rules(image: &[u8], reach: Reach) -> Result<FrameRules, NoRules> {
         }
     }
     Ok(found)
+}
+
+/// The functions of an ELF file as its call frame information has them: sizes in bytes by link-time
+/// address. None where it has no such information.
+pub fn functions(image: &[u8]) -> BTreeMap<u64, u64> {
+    let functions = ElfFile64::<object::LittleEndian>::parse(image)
+        .ok()
+        .and_then(|elf| Frames::new(&elf).map(|frames| frames.functions()));
+    let functions = functions.unwrap_or_default().into_iter();
+    functions
+        .map(|(start, (end, _))| (start, end - start))
+        .collect()
 }
 
 fn file_offset(elf: &ElfFile64<'_, object::LittleEndian>, address: u64) -> Option<u64> {
@@ -231,23 +252,46 @@ fn system_calls(code: &[Code<'_>]) -> Vec<u64> {
     found
 }
 
-/// The instructions after system calls, and the return addresses of the calls that lead there.
-fn places(code: &[Code<'_>], functions: &Functions, entries: &[u64]) -> Places {
+/// The targets of calls to allocators: their functions, the slots through which they are called, and the
+/// entries of the procedure linkage table (`jmp *slot(%rip)`, behind `endbr64` perhaps) that use these.
+fn allocators(code: &[Code<'_>], entries: Entries) -> HashSet<u64> {
+    const ENTRY: u64 = 16;
+    let Entries { functions, slots } = entries;
+    let mut found = functions;
+    for_each_slot(code, 0x25, |slot, next| {
+        if slots.contains(&slot) {
+            let jump = next.wrapping_sub(6);
+            found.extend([jump, jump - jump % ENTRY]);
+        }
+    });
+    found.extend(slots);
+    found
+}
+
+/// The instructions after system calls, and the return addresses of the calls that lead there or to
+/// one of `targets`.
+fn places(
+    code: &[Code<'_>],
+    functions: &Functions,
+    entries: &[u64],
+    targets: HashSet<u64>,
+) -> Places {
     let mut places = Places::default();
-    let mut reached: HashSet<u64> = entries
-        .iter()
-        .filter_map(|&address| places.add(functions, address, false))
-        .collect();
+    let mut reached = targets;
+    let inner = entries.iter();
+    reached.extend(inner.filter_map(|&address| places.add(functions, address, false)));
     for _ in 0..LEVELS {
         if reached.is_empty() || places.left_out > 0 {
             break;
         }
         let mut callers = HashSet::new();
-        for_each_call(code, |target, address| {
+        let mut add = |target, address| {
             if reached.contains(&target) {
                 callers.extend(places.add(functions, address, true));
             }
-        });
+        };
+        for_each_call(code, &mut add);
+        for_each_slot(code, 0x15, &mut add);
         reached = callers;
     }
     places
@@ -259,6 +303,22 @@ fn for_each_call(code: &[Code<'_>], mut each: impl FnMut(u64, u64)) {
         for (at, window) in code.bytes.windows(5).enumerate() {
             if let [0xe8, a, b, c, d] = *window {
                 let next = code.address.wrapping_add(at as u64 + 5);
+                let displacement = i32::from_le_bytes([a, b, c, d]);
+                each(next.wrapping_add_signed(displacement.into()), next);
+            }
+        }
+    }
+}
+
+/// Gives the slot and the next address of every `ff /r disp32` in `code` whose ModRM byte is this: 0x15,
+/// `call *slot(%rip)`, or 0x25, `jmp *slot(%rip)`.
+fn for_each_slot(code: &[Code<'_>], modrm: u8, mut each: impl FnMut(u64, u64)) {
+    for code in code {
+        for (at, window) in code.bytes.windows(6).enumerate() {
+            if let [0xff, form, a, b, c, d] = *window
+                && form == modrm
+            {
+                let next = code.address.wrapping_add(at as u64 + 6);
                 let displacement = i32::from_le_bytes([a, b, c, d]);
                 each(next.wrapping_add_signed(displacement.into()), next);
             }

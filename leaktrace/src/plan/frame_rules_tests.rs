@@ -171,7 +171,7 @@ fn more_calls_than_are_kept_are_counted() {
         bytes: &bytes,
     }];
     let functions = BTreeMap::from([(0, (8, 0usize.into())), (8, (end, 0usize.into()))]);
-    let places = places(&code, &functions, &system_calls(&code));
+    let places = places(&code, &functions, &system_calls(&code), HashSet::new());
     assert_eq!(places.list.len(), MAX_RULES);
     assert_eq!(places.left_out, 101, "the system call itself took one");
     assert!(!places.list[0].is_return && places.list[0].address == 7);

@@ -11,6 +11,8 @@ pub enum FrameState {
     CallerReturnAtSp,
     /// At `[rsp + 8]`: `push rbp` is done, `rbp` is still the caller's.
     PushedRbp,
+    /// Farther above `rsp`, by so many bytes; `rbp` is still the caller's.
+    CallerReturnAbove(u64),
     /// At `[rbp + 8]`, as a frame-pointer walk expects it.
     SetUp,
 }
@@ -49,6 +51,16 @@ impl Stack {
             Stack::PUSHED => Some(FrameState::PushedRbp),
             Stack::SetUp => Some(FrameState::SetUp),
             _ => None,
+        }
+    }
+
+    /// The same wherever the return address is known to be.
+    pub(super) fn native_frame(self) -> Option<FrameState> {
+        match self {
+            Stack::Caller { depth, .. } => {
+                Some(self.frame().unwrap_or(FrameState::CallerReturnAbove(depth)))
+            }
+            other => other.frame(),
         }
     }
 

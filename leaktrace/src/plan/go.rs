@@ -294,6 +294,7 @@ impl<'a> Code<'a> {
         Ok(Uprobe {
             program,
             function: name,
+            file: None,
             file_offset: file_offset + place.offset,
             address: (self.entry + place.offset).wrapping_add(go.bias),
             offset: place.offset,
@@ -310,6 +311,7 @@ impl<'a> Code<'a> {
                 place.class.cost(),
                 self.function.found_by.name()
             ),
+            calls: Vec::new(),
             in_windows: false,
         })
     }

@@ -10,7 +10,13 @@ pub mod frame_rules;
 pub mod cgo;
 mod go;
 mod goroutine;
+pub mod native;
 
+use std::sync::Arc;
+
+use leaktrace_common::AllocatorCall;
+
+use self::native::{NativeFacts, ProbedFile};
 use crate::go::{FoundBy, GoBinary, GoVariable, layout::Layout};
 
 /// Which families of probes are wanted.
@@ -20,6 +26,8 @@ pub struct Families {
     pub vm: bool,
     /// The Go runtime's heap sampler.
     pub go: bool,
+    /// Native allocators.
+    pub malloc: bool,
     /// Goroutines as they are made and end.
     pub goroutine: bool,
 }
@@ -28,6 +36,8 @@ pub struct Families {
 pub struct Facts<'a> {
     /// The Go executable, if it is one; the error says why it could not be read as one.
     pub go: Option<Result<GoFacts<'a>, String>>,
+    /// Native code; `None` where there is none to look at.
+    pub native: Option<NativeFacts>,
 }
 
 /// What is known of a Go target.
@@ -57,6 +67,10 @@ pub struct Plan {
     pub refill: Option<GoRefill>,
     /// Offset of `gopc` in `runtime.g`, if goroutines are counted as they are made and end.
     pub gopc: Option<u64>,
+    /// Whether native allocators are probed.
+    pub malloc: bool,
+    /// Whether code that is mapped later is searched for more of them.
+    pub watches_objects: bool,
     /// What cannot be seen, and why.
     pub limits: Vec<Limit>,
 }
@@ -81,7 +95,9 @@ pub struct Uprobe {
     pub program: &'static str,
     /// The function it stands in.
     pub function: &'static str,
-    /// Offset of the instruction in the executable file.
+    /// The file it stands in; `None`: the executable.
+    pub file: Option<Arc<ProbedFile>>,
+    /// Offset of the instruction in that file.
     pub file_offset: u64,
     /// Its address in the process.
     pub address: u64,
@@ -102,6 +118,8 @@ pub struct Uprobe {
     pub purpose: &'static str,
     /// What it is for, where it stands, what a hit costs and how the function was found.
     pub reason: String,
+    /// What a call of an allocator means, by the address at which the probe is met.
+    pub calls: Vec<(u64, AllocatorCall)>,
     /// Whether it is attached for a share of the time only.
     pub in_windows: bool,
 }
@@ -177,6 +195,7 @@ impl placement::Class {
     pub fn cost(self) -> &'static str {
         match self {
             Self::SingleStep => "single-stepped, up to 16 µs a hit",
+            Self::Return => "the kernel changes the return address, about 0.3 µs a hit",
             _ => "emulated by the kernel, about 0.5 µs a hit",
         }
     }
@@ -208,10 +227,11 @@ impl Plan {
             _ if !families.go => {}
             Some(Ok(go)) => go::plan(go, &mut plan),
             Some(Err(reason)) => plan.limit("Go heap allocations", reason),
-            None => plan.limit(
-                "allocations inside malloc and other native allocators",
-                "only the memory they take from the kernel (mmap, brk) is traced",
-            ),
+            None => {}
+        }
+        match &facts.native {
+            Some(native) if families.malloc => native::plan(native, facts.go.is_some(), &mut plan),
+            _ => {}
         }
         if let Some(Ok(go)) = &facts.go
             && (families.go || families.goroutine)

@@ -41,6 +41,8 @@ pub enum Class {
     Call,
     /// Executed out of line under the trap flag: two to thirty times the cost of the others.
     SingleStep,
+    /// Not an instruction: the kernel puts its own address in the place of the return address.
+    Return,
 }
 
 /// A place for a probe.
@@ -96,6 +98,36 @@ pub enum Reason {
 /// Finds the first place in `code`, the whole function whose first byte is at address `entry`,
 /// at which every register of `keep` (any width stands for the full register) is as on entry.
 pub fn place(code: &[u8], entry: u64, keep: &[Register]) -> Result<Placement, NoPlacement> {
+    search(code, entry, keep, Stack::frame)
+}
+
+/// The same in native code, where the return address may lie anywhere that is known.
+pub fn place_in_native(
+    code: &[u8],
+    entry: u64,
+    keep: &[Register],
+) -> Result<Placement, NoPlacement> {
+    search(code, entry, keep, Stack::native_frame)
+}
+
+/// The entry of a native function, which every call passes and where all is as the caller left it: for
+/// want of a better place. It is single-stepped.
+pub fn at_entry(code: &[u8], entry: u64) -> Placement {
+    let instruction = Decoder::with_ip(64, code, entry, DecoderOptions::NONE).decode();
+    Placement {
+        offset: 0,
+        instruction: format!("{:?}", instruction.mnemonic()).to_lowercase(),
+        class: Class::SingleStep,
+        frame: FrameState::CallerReturnAtSp,
+    }
+}
+
+fn search(
+    code: &[u8],
+    entry: u64,
+    keep: &[Register],
+    frame: impl Fn(Stack) -> Option<FrameState>,
+) -> Result<Placement, NoPlacement> {
     let no_way = |reason| NoPlacement {
         reason,
         single_step: None,
@@ -111,7 +143,7 @@ pub fn place(code: &[u8], entry: u64, keep: &[Register]) -> Result<Placement, No
         let offset = function.offset(instruction);
         let in_stack_check = index < function.stack_check;
         if !in_stack_check {
-            match (function.runs_once(index, stack), stack.frame()) {
+            match (function.runs_once(index, stack), frame(stack)) {
                 (Err(reason), _) => {
                     refused = Some(reason);
                     break;

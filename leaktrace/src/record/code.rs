@@ -27,6 +27,11 @@ impl Code {
         }
     }
 
+    /// The files that are open.
+    pub(super) fn modules(&mut self) -> &mut Modules {
+        &mut self.modules
+    }
+
     /// Keeps the addresses that an interval names, and adds the mappings to it that are new; they are
     /// looked for at the attach, and when an address is in none that is known.
     pub(super) fn take(&mut self, interval: &mut schema::Interval, target: &Target) {

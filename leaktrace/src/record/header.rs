@@ -10,6 +10,7 @@ pub(super) fn header(
     target: &Target,
     plan: &Plan,
     heap_profile: &HeapProfile,
+    malloc: Option<schema::MallocSampling>,
     (start_unix_ns, start_monotonic_ns): (u64, u64),
 ) -> schema::Header {
     let limit = |limit: &crate::plan::Limit| schema::Limit {
@@ -33,5 +34,6 @@ pub(super) fn header(
         target: Some(described),
         probes: planning::probes(target, plan),
         limits: limits.chain(heap_profile.limits(target)).collect(),
+        malloc,
     }
 }

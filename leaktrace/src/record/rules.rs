@@ -14,7 +14,8 @@ use crate::{
     target::{Target, maps::Modules, open_image},
 };
 
-/// How to leave the frames of system calls and their callers, in every mapped file that says so, and
+/// How to leave the frames of system calls, of native allocators if `malloc` says so, and of their callers,
+/// in every mapped file that says so, and
 /// those between Go and C. A file that does not (Go, or built without) is walked by frame pointers
 /// alone, and each stack that breaks there says so.
 ///
@@ -23,6 +24,7 @@ use crate::{
 pub(super) fn frame_rules(
     target: &Target,
     modules: &mut Modules,
+    malloc: bool,
     limits: &mut Vec<schema::Limit>,
 ) -> Result<(Vec<(u64, FrameRule)>, u64)> {
     let map = target.address_map()?;
@@ -37,6 +39,7 @@ pub(super) fn frame_rules(
             let path = &module.path;
             let reach = match go {
                 Some(_) if *path == target.exe => Reach::AllCalls,
+                _ if malloc => Reach::Allocators,
                 _ => Reach::SystemCalls,
             };
             match frame_rules::frame_rules(&open_image(&module.open_path()?).ok()?, reach) {

@@ -4,9 +4,11 @@ use std::collections::HashMap;
 use std::time::Duration;
 use std::{panic, thread};
 
+use super::allocators::Allocators;
 use super::head::{limits, losses, target, window};
 use super::schema::{
-    EstimateReport, Frame, Kind, Report, SCHEMA, SiteReport, Summary, SurvivalReport,
+    AllocatorReport, EstimateReport, Frame, Kind, MemoryReport, Report, SCHEMA, SiteReport,
+    Summary, SurvivalReport,
 };
 use super::stack::{go_runtime_purpose, is_go_allocator, is_go_runtime_mapping, is_thread_start};
 use super::symbols::{FrameKey, FrameRef, SymbolTable};
@@ -130,10 +132,8 @@ where
     let table = SymbolTable::new(capture, symbols);
     let losses = losses(capture);
     let stacks = Stacks::new(capture, table);
-    let lost_events = loss::OF_MAPPINGS
-        .iter()
-        .filter_map(|cause| losses.get(*cause))
-        .sum();
+    let lost = |causes: &[&str]| causes.iter().filter_map(|&cause| losses.get(cause)).sum();
+    let (lost_mappings, lost_blocks) = (lost(&loss::OF_MAPPINGS), lost(&loss::OF_BLOCKS));
 
     let groups = heap.groups(|part| stacks.key(part.site));
     let mut sites = on_threads(&groups, |parts| {
@@ -141,7 +141,11 @@ where
         if history.live_count.bytes == 0 && history.births.is_empty() {
             return None;
         }
-        let site = site(&history, &heap, &stacks, options.older, lost_events);
+        let lost = match history.kind {
+            schema::Kind::Malloc => lost_blocks,
+            _ => lost_mappings,
+        };
+        let site = site(&history, &heap, &stacks, options.older, lost);
         let first = history.sites.first().copied().unwrap_or_default();
         Some((site, (first, keep(history))))
     });
@@ -151,6 +155,14 @@ where
             .cmp(&b.verdict)
             .then(growth)
             .then(b.live_bytes.cmp(&a.live_bytes))
+    });
+    let allocators = capture.header.malloc.as_ref().map(|_| {
+        let of_allocators = sites.iter().filter(|(site, _)| site.mapped_by_allocator);
+        let blocks = sites.iter().filter(|(site, _)| site.kind == Kind::Malloc);
+        AllocatorReport::new(
+            of_allocators.map(|(site, _)| site.growth_bytes).sum(),
+            blocks.map(|(site, _)| site.live_bytes).sum(),
+        )
     });
     let mut summary = Summary::default();
     for (index, (site, _)) in sites.iter_mut().enumerate() {
@@ -190,7 +202,10 @@ where
         summary,
         sites,
         goroutines,
-        memory: memory::statement(capture),
+        memory: MemoryReport {
+            allocators,
+            ..memory::statement(capture)
+        },
         losses,
         limits: limits(capture),
         notes: capture.notes.clone(),
@@ -227,6 +242,7 @@ struct Stacks<'a> {
     table: SymbolTable<'a>,
     sites: HashMap<u32, &'a Site>,
     go: bool,
+    allocators: Allocators<'a>,
 }
 
 impl<'a> Stacks<'a> {
@@ -240,6 +256,7 @@ impl<'a> Stacks<'a> {
             table,
             sites: sites.map(|site| (site.id, site)).collect(),
             go: target.is_some_and(|target| target.go.is_some()),
+            allocators: Allocators::new(&capture.header),
         }
     }
 
@@ -249,13 +266,16 @@ impl<'a> Stacks<'a> {
             return Default::default();
         };
         let mut frames = self.table.stack(site);
-        let is_allocator =
-            |frame: &FrameRef| self.table.function(*frame).is_some_and(is_go_allocator);
-        let go_heap = site.kind() == schema::Kind::GoHeap;
-        let allocator = frames
-            .iter()
-            .take_while(|frame| go_heap && is_allocator(frame))
-            .count();
+        let is_allocator = |(index, frame): &(usize, &FrameRef)| {
+            let function = self.table.function(**frame);
+            match site.kind() {
+                schema::Kind::GoHeap => function.is_some_and(is_go_allocator),
+                schema::Kind::Malloc => Allocators::asked(*index, function),
+                _ => false,
+            }
+        };
+        let allocator = frames.iter().enumerate().take_while(is_allocator);
+        let allocator = allocator.count();
         // A stack of nothing else keeps its outermost frame.
         let allocator = allocator.min(frames.len().saturating_sub(1));
         let mut program = frames.split_off(allocator);
@@ -295,7 +315,15 @@ impl<'a> Stacks<'a> {
             .iter()
             .filter_map(|&frame| self.table.function(frame));
         if self.go && kind == schema::Kind::Mmap && is_go_runtime_mapping(functions) {
-            Owner::GoRuntimeHeap
+            return Owner::GoRuntimeHeap;
+        }
+        let frames = program.iter().map(|&frame| {
+            let Frame { module, .. } = self.table.frame(frame);
+            (self.table.function(frame), module)
+        });
+        let is_mapping = matches!(kind, schema::Kind::Mmap | schema::Kind::Brk);
+        if is_mapping && self.allocators.own(frames) {
+            Owner::Allocator
         } else {
             Owner::Program
         }
@@ -331,6 +359,7 @@ fn site(
         rank: 0,
         kind,
         mapped_by_runtime: owner == Owner::GoRuntimeHeap,
+        mapped_by_allocator: owner == Owner::Allocator,
         verdict: judgement.verdict,
         evidence: judgement.evidence,
         live_bytes: whole(history.live.value),

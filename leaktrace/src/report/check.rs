@@ -97,7 +97,10 @@ pub struct ProbeReport {
 /// Where a uprobe stands.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct PlaceReport {
-    /// Offset in the executable file.
+    /// The file, if it is not the executable.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub module: Option<String>,
+    /// Offset in the file.
     pub file_offset: u64,
     /// Address in the process.
     pub address: u64,
@@ -155,11 +158,15 @@ pub fn write_text<W: Write>(check: &Check, mut out: W) -> io::Result<()> {
             None => writeln!(out, "  {} {name}: {}", probe.kind, probe.reason)?,
             Some(at) => writeln!(
                 out,
-                "  {} {name}+{:#x} `{}`, file offset {:#x}: {}\n    {}{}; found by {}",
+                "  {} {name}+{:#x} `{}`, file offset {:#x}{}: {}\n    {}{}; found by {}",
                 probe.kind,
                 at.offset,
                 at.instruction,
                 at.file_offset,
+                match &at.module {
+                    Some(module) => format!(" of {}", escape(module)),
+                    None => String::new(),
+                },
                 probe.reason,
                 at.cost,
                 match at.in_windows {

@@ -5,7 +5,7 @@
 
 use super::build::{SERIES_POINTS, milli};
 use super::human;
-use super::schema::{MemoryPart, MemoryReport};
+use super::schema::{AllocatorReport, MemoryPart, MemoryReport};
 use crate::capture::Capture;
 use crate::capture::schema::Memory;
 use crate::series;
@@ -133,6 +133,7 @@ pub(super) fn statement(capture: &Capture) -> MemoryReport {
         is_in(&parts) || comparable && is_in(&before)
     });
     MemoryReport {
+        allocators: None,
         rss_bytes: end.rss,
         rss_attach_bytes: attach.rss,
         anonymous_bytes: end.anonymous,
@@ -214,6 +215,7 @@ pub(super) fn lines(memory: &MemoryReport) -> Vec<String> {
     if !beside.is_empty() {
         lines.push(format!("  not in it: {}", beside.join(", ")));
     }
+    lines.extend(memory.allocators.iter().flat_map(AllocatorReport::lines));
     lines
 }
 

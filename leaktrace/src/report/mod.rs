@@ -16,6 +16,7 @@ mod symbols;
 mod stack;
 pub mod fold;
 mod head;
+mod allocators;
 mod build;
 mod memory;
 pub mod goroutines;
@@ -26,7 +27,7 @@ pub mod diff;
 
 pub use build::{Detailed, ReportOptions, build, build_detailed, build_from};
 pub use schema::{
-    EstimateReport, Frame, GoReport, Kind, LimitReport, MemoryReport, Report, SCHEMA, SiteReport,
-    Summary, SurvivalReport, TargetReport, WindowReport,
+    AllocatorReport, EstimateReport, Frame, GoReport, Kind, LimitReport, MemoryReport, Report,
+    SCHEMA, SiteReport, Summary, SurvivalReport, TargetReport, WindowReport,
 };
 pub use symbols::SymbolTable;

@@ -157,6 +157,9 @@ pub struct SiteReport {
     /// of `go_heap` lie, and for its tables.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub mapped_by_runtime: bool,
+    /// The mapping is a native allocator's: what it holds are `malloc` sites.
+    #[serde(skip)]
+    pub mapped_by_allocator: bool,
     /// The judgement.
     pub verdict: Verdict,
     /// Its reasons in words, strongest first.
@@ -282,10 +285,24 @@ impl Frame {
     }
 }
 
+/// What native allocators have taken from the kernel since the attach.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AllocatorReport {
+    /// Bytes mapped less those unmapped; address space, of which not all need be resident.
+    pub taken_bytes: i64,
+    /// Bytes in blocks that were allocated since and live.
+    pub live_bytes: i64,
+    /// What of it is in no such block, at least: blocks from before the attach may have been freed too.
+    pub free_bytes: i64,
+}
+
 /// The target's memory at the end. Absent: not known.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct MemoryReport {
+    /// Native allocators, where their blocks were followed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub allocators: Option<AllocatorReport>,
     /// Resident.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rss_bytes: Option<u64>,
@@ -380,6 +397,7 @@ impl From<schema::Kind> for Kind {
     fn from(kind: schema::Kind) -> Self {
         match kind {
             schema::Kind::GoHeap => Self::GoHeap,
+            schema::Kind::Malloc => Self::Malloc,
             schema::Kind::Brk => Self::Brk,
             schema::Kind::Mmap | schema::Kind::Unspecified => Self::Mmap,
         }

@@ -244,6 +244,30 @@ impl Target {
         })
     }
 
+    /// Whether functions of the target may be given a uretprobe. On x86-64 a kernel since 6.11 makes the
+    /// thread call a system call of its own, `uretprobe`, when such a function returns (kernel commit
+    /// ff474a78cef5), and a seccomp filter from before that kills the process for it.
+    ///
+    /// # Errors
+    ///
+    /// Why not, in words.
+    pub fn allows_uretprobes(&self) -> Result<(), String> {
+        let tasks = self.process.tasks().map_err(|error| error.to_string())?;
+        for status in tasks.flatten().map(|task| task.status()) {
+            match status {
+                Ok(status) if status.seccomp.unwrap_or(0) != 0 => {
+                    return Err(format!(
+                        "thread {} is under seccomp, which may kill it for the kernel's own system call",
+                        status.pid
+                    ));
+                }
+                // A thread that has ended meanwhile returns from nothing.
+                Ok(_) | Err(_) => {}
+            }
+        }
+        Ok(())
+    }
+
     /// Whether a debugger is attached.
     pub fn is_traced(&self) -> bool {
         self.process

@@ -58,13 +58,13 @@ func callNative() {
 	C.leak_small(smallBytes)
 }
 
-// report prints the truth: the small blocks as malloc rounds them, the large ones to whole pages.
+// report prints the truth.
 func report(asked string) {
 	state.Lock()
 	defer state.Unlock()
 	fmt.Printf(`{"asked":%q,"t_s":%.3f,"large_bytes":%d,"small_bytes":%d,"mapping_bytes":%d,"go_bytes":%d}`+"\n",
 		asked, time.Since(started).Seconds(),
-		state.native*(largeBytes+4096), state.native*(smallBytes+16), state.callback*mappingBytes,
+		state.native*largeBytes, state.native*smallBytes, state.callback*mappingBytes,
 		len(state.kept)*goBytes)
 }
 

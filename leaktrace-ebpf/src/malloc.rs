@@ -1,0 +1,187 @@
+//! Native allocators: `malloc` and its like, whatever library or executable they are in.
+//!
+//! A probe at the beginning of each function keeps the arguments (`enter`), one at its return has the
+//! block (`leave`): a uretprobe, or a probe on each of its `ret` instructions. The block that is freed
+//! or resized leaves the live set before the allocator has it back, and a new one enters before the
+//! program has it, so that no other thread can come between.
+
+use aya_ebpf::{
+    bindings::pt_regs,
+    programs::{ProbeContext, RetProbeContext},
+};
+use leaktrace_common::{
+    ALLOCATOR_ALLOCATE, ALLOCATOR_EXPAND, ALLOCATOR_RESIZE, ALLOCATOR_STORE, ALLOCATOR_URETPROBE,
+    AllocatorCall, BY_FRAME_POINTER, KIND_MALLOC, MALLOC_ALLOC_BYTES, MALLOC_ALLOCS, MALLOC_FREES,
+    NO_ARGUMENT, SiteKey,
+};
+
+use crate::{
+    go::registers,
+    live,
+    loss::Loss,
+    maps::ALLOCATOR_CALLS,
+    sampling::{self, count},
+    stack,
+    thread::{self, Thread, read},
+};
+
+/// An allocator's function begins.
+#[inline(always)]
+pub fn try_enter(ctx: &ProbeContext) -> Result<(), Loss> {
+    let regs = registers(ctx);
+    // SAFETY: user space has written the entry before the attach and does not change it.
+    let Some(call) = (unsafe { ALLOCATOR_CALLS.get(regs.rip) }) else {
+        return Ok(());
+    };
+    let sp = place_of_return(regs, call);
+    let thread = thread::current()?;
+    if thread.is_within(sp) {
+        return Ok(());
+    }
+    let action = u64::from(call.action & !ALLOCATOR_URETPROBE);
+    let by_uretprobe = call.action & ALLOCATOR_URETPROBE;
+    let arguments = arguments(regs);
+    let block = argument(&arguments, call.block);
+    // A function that ends by jumping to another: the same call goes on.
+    let goes_on = thread.sp == sp && thread.action == action && thread.block == block;
+    if !goes_on {
+        thread.by_uretprobe = 0;
+        if thread.sp != sp {
+            thread.give_up();
+        }
+        thread.put_back();
+        thread.block = block;
+        let resizes =
+            action == u64::from(ALLOCATOR_RESIZE) || action == u64::from(ALLOCATOR_EXPAND);
+        if resizes && let Some(old) = live::take(block) {
+            thread.old = old;
+        }
+    }
+    let size = argument(&arguments, call.size);
+    thread.size = match call.count {
+        NO_ARGUMENT => size,
+        count => size.wrapping_mul(argument(&arguments, count)),
+    };
+    thread.action = action;
+    thread.by_uretprobe |= u64::from(by_uretprobe);
+    thread.function = call.function;
+    thread.ret = read(sp)?;
+    thread.sp = sp;
+    Ok(())
+}
+
+/// A uretprobe: a function has returned.
+#[inline(always)]
+pub fn try_returned(ctx: &RetProbeContext) -> Result<(), Loss> {
+    // SAFETY: the context of a uretprobe program is the target's registers.
+    let regs = unsafe { &*ctx.regs };
+    // Where it returned to is in the instruction pointer: in the return address's place the kernel had put
+    // its own when the probe at the beginning was met.
+    leave(regs, regs.rsp.wrapping_sub(8), regs.rip, regs.rax)
+}
+
+/// On a `ret` instruction.
+#[inline(always)]
+pub fn try_return(ctx: &ProbeContext) -> Result<(), Loss> {
+    let regs = registers(ctx);
+    leave_here(regs, regs.rax)
+}
+
+/// On a jump to `memset`, which fills its first argument and returns it.
+#[inline(always)]
+pub fn try_fill(ctx: &ProbeContext) -> Result<(), Loss> {
+    let regs = registers(ctx);
+    leave_here(regs, regs.rdi)
+}
+
+/// The return address is on top of the stack, unless a uretprobe waits there.
+#[inline(always)]
+fn leave_here(regs: &pt_regs, result: u64) -> Result<(), Loss> {
+    match thread::known() {
+        Some(thread) if thread.sp == regs.rsp && thread.by_uretprobe == 0 => {
+            leave(regs, regs.rsp, read(regs.rsp)?, result)
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Where the return address of a call lies that begins.
+#[inline(always)]
+pub fn place_of_return(regs: &pt_regs, call: &AllocatorCall) -> u64 {
+    match call.depth {
+        BY_FRAME_POINTER => regs.rbp.wrapping_add(8),
+        depth => regs.rsp.wrapping_add(u64::from(depth)),
+    }
+}
+
+/// The function whose return address lies at `sp` returns, or has just returned, to `ret` with `result`.
+#[inline(always)]
+fn leave(regs: &pt_regs, sp: u64, ret: u64, result: u64) -> Result<(), Loss> {
+    let Some(thread) = thread::known() else {
+        return Ok(());
+    };
+    // Another function's: of an inner call, or of one that began before the attach.
+    if thread.sp != sp {
+        return Ok(());
+    }
+    thread.sp = 0;
+    let block = match thread.action as u8 {
+        ALLOCATOR_ALLOCATE => result,
+        ALLOCATOR_STORE if result as u32 == 0 => read(thread.block)?,
+        ALLOCATOR_RESIZE => resized(thread, result != 0, result),
+        ALLOCATOR_EXPAND => resized(thread, result >= thread.size, thread.block),
+        _ => 0,
+    };
+    if block == 0 {
+        return Ok(());
+    }
+    count(MALLOC_ALLOCS, 1);
+    count(MALLOC_ALLOC_BYTES, thread.size);
+    let Some(class) = sampling::class(thread) else {
+        return Ok(());
+    };
+    let site = SiteKey {
+        stack: stack::of_call(
+            &mut thread.stack,
+            thread.function,
+            ret,
+            sp.wrapping_add(8),
+            regs.rbp,
+        ),
+        kind: KIND_MALLOC,
+        class,
+    };
+    live::born(block, site, thread.size);
+    Ok(())
+}
+
+/// What became of the block that was to be resized; gives the new one, which is `block` if that was
+/// done. Nothing asked for and nothing given: the old block is freed.
+#[inline(always)]
+fn resized(thread: &mut Thread, done: bool, block: u64) -> u64 {
+    if !done && thread.size != 0 {
+        thread.put_back();
+        return 0;
+    }
+    if thread.block != 0 {
+        count(MALLOC_FREES, 1);
+        if thread.old.kind != 0 {
+            live::count_free_of(&thread.old);
+            thread.old.kind = 0;
+        } else {
+            sampling::unseen_free();
+        }
+    }
+    if done { block } else { 0 }
+}
+
+/// The arguments as the System V ABI passes them, and zeros: [`NO_ARGUMENT`] is one of these.
+#[inline(always)]
+fn arguments(regs: &pt_regs) -> [u64; 8] {
+    [regs.rdi, regs.rsi, regs.rdx, regs.rcx, regs.r8, 0, 0, 0]
+}
+
+#[inline(always)]
+fn argument(arguments: &[u64; 8], n: u8) -> u64 {
+    arguments[usize::from(n & 7)]
+}
