@@ -11,12 +11,13 @@ use serde_json::Value;
 /// Blocks allocated and their bytes, blocks freed and their bytes.
 pub type Counts = [u64; 4];
 
-/// The counts of every function that called an allocator, by its name.
+/// The counts of every function that has called an allocator and `is_counted`, by its name: of each stack
+/// the innermost one that is.
 ///
 /// # Panics
 ///
 /// The file is not a whole capture.
-pub fn blocks_of(file: &Path) -> BTreeMap<String, Counts> {
+pub fn blocks_of(file: &Path, is_counted: impl Fn(&str) -> bool) -> BTreeMap<String, Counts> {
     let file = File::open(file).expect("the capture is there");
     let capture = Capture::read(BufReader::new(file)).expect("the capture is well formed");
     let symbols = capture.symbols.as_ref().expect("the capture was closed");
@@ -24,10 +25,11 @@ pub fn blocks_of(file: &Path) -> BTreeMap<String, Counts> {
     let mut counts = BTreeMap::<String, Counts>::new();
     for interval in &capture.intervals {
         for site in interval.sites.iter().filter(|s| s.kind() == Kind::Malloc) {
-            // The first is the allocator's function itself; an operator of C++ may come behind it.
+            // The first is the allocator's function itself.
             let mut callers = site.pcs.iter().skip(1).map(|pc| function(symbols, *pc));
-            let caller = callers.find(|name| !name.starts_with("operator new"));
-            names.insert(site.id, caller.unwrap_or_default());
+            if let Some(caller) = callers.find(|name| is_counted(name)) {
+                names.insert(site.id, caller);
+            }
         }
         for delta in &interval.deltas {
             if let Some(name) = names.get(&delta.site) {

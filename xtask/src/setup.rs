@@ -166,6 +166,11 @@ fn install_packages(scope: Scope) -> Result<()> {
             );
         }
         need(find("g++").is_some(), "g++", "it builds the C++ target");
+        need(
+            find("make").is_some(),
+            "make",
+            "it builds the jemalloc of the Rust target",
+        );
         let has_bpftool = find("bpftool").is_some() || Path::new("/usr/sbin/bpftool").is_file();
         for (program, why) in [
             ("mandoc", "it checks the manual pages"),

@@ -12,6 +12,7 @@
 //! | `vm`, `rates` | `tests/targets/c/vm.c` and `rates.c` |
 //! | `allocs`, `allocs-static`, `allocs-musl` | `tests/targets/native/allocs.c` with glibc, with glibc inside, with musl inside |
 //! | `operators` | `tests/targets/native/operators.cpp` |
+//! | `rusty` | `tests/targets/rust/rusty`, with jemalloc inside |
 //!
 //! `GO` is 1.27.3 and 1.19.8 for the tests, 1.27.3 for the demo, and every release of `go.rs` after
 //! `cargo xtask build --full` and `test --full`. leaktrace itself is where `LEAKTRACE_BIN` says, else
@@ -155,6 +156,7 @@ pub(crate) fn build(scope: Scope) -> Result<()> {
     if scope >= Scope::Test {
         build_c("vm", &out)?;
         build_c("rates", &out)?;
+        build_rust("rusty", &out)?;
         NATIVE
             .iter()
             .try_for_each(|native| build_native(native, &out))
@@ -298,6 +300,30 @@ fn build_native(native: &Native, out: &Path) -> Result<()> {
             .arg(folder.join(native.source))
             .args(native.arguments),
     )
+}
+
+/// A Rust program outside this workspace, with dependencies of its own.
+fn build_rust(program: &str, out: &Path) -> Result<()> {
+    let folder = workspace::root().join("tests/targets/rust").join(program);
+    let binary = out.join(program);
+    if is_newer(&binary, &folder)? && is_newer(&binary, &folder.join("src"))? {
+        return Ok(());
+    }
+    eprintln!("build: {}", binary.display());
+    let target = workspace::target().join("rust-targets");
+    run::run(
+        Command::new(workspace::cargo())
+            .current_dir(&folder)
+            .args(["build", "--release", "--locked"])
+            .env("CARGO_TARGET_DIR", &target)
+            .env("CARGO_ENCODED_RUSTFLAGS", "-Cforce-frame-pointers=yes"),
+    )?;
+    let built = target.join("release").join(program);
+    // By another name first: the old one may be running.
+    let new = binary.with_extension("new");
+    fs::copy(&built, &new)
+        .and_then(|_| fs::rename(&new, &binary))
+        .with_context(|| format!("failed to copy `{}`", built.display()))
 }
 
 fn build_c(program: &str, out: &Path) -> Result<()> {
