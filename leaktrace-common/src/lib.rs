@@ -19,6 +19,9 @@ pub const STACK_BROKEN: u32 = 1 << 2;
 /// The second frame was read from the top of the stack, because the innermost function had not
 /// set up a frame of its own. It looks like a return address (a `call` precedes it).
 pub const STACK_LEAF_CALLER: u32 = 1 << 3;
+/// The call frame information of the outermost frame that was reached is of a form that is not followed
+/// ([`RULE_UNKNOWN`]).
+pub const STACK_NO_RULE: u32 = 1 << 4;
 
 /// Where an allocation came from.
 ///
@@ -147,18 +150,54 @@ pub struct StackRecord {
     pub frames: [u64; MAX_FRAMES],
 }
 
-/// How to leave a frame of code that keeps no frame pointer, at one instruction. The return
-/// address is in the eight bytes below the canonical frame address (CFA), the caller's stack
-/// pointer.
+/// Bytes of code for which the unwind rows are kept together; files are mapped by whole pages.
+pub const UNWIND_PAGE: u32 = 1 << 12;
+
+/// Unwind rows are kept in chunks of so many: the rows of one page of code do not cross from one to the next.
+pub const UNWIND_CHUNK: u32 = 1 << 16;
+
+/// Where the rows of one page of code are, keyed by its address divided by [`UNWIND_PAGE`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct UnwindPage {
+    /// Index of its first row, which is that of its first byte.
+    pub first: u32,
+    /// Its rows: at least one, at most [`UNWIND_PAGE`].
+    pub rows: u32,
+}
+
+/// How to leave the frame of code that stands at one of the instructions from this row's to the next
+/// row's. The return address is in the eight bytes below the canonical frame address (CFA), the caller's
+/// stack pointer.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub struct FrameRule {
-    /// CFA minus the stack pointer, 8 or more. Zero: the frame is left by the frame pointer, which may
-    /// lie on another stack, since the function has changed stacks.
+pub struct UnwindRow {
+    /// Bytes from a register to the CFA or to where that is stored, as the kind of rule says.
     pub cfa: i32,
-    /// Where the caller's frame pointer is saved, from the CFA; zero: it is still in its register.
-    pub saved_bp: i32,
+    /// Bytes from the CFA to where the caller's frame pointer is saved; zero: it is still in its register.
+    pub saved_bp: i16,
+    /// The kind of rule, one of `RULE_…`, times [`UNWIND_PAGE`], plus the offset in its page of the first
+    /// instruction.
+    pub at: u16,
 }
+
+/// Nothing is known: the frame is left by the frame pointer, if that is of the same stack.
+pub const RULE_FRAME_POINTER: u8 = 0;
+/// The CFA is the stack pointer plus `cfa`.
+pub const RULE_SP: u8 = 1;
+/// The CFA is the frame pointer plus `cfa`.
+pub const RULE_BP: u8 = 2;
+/// The CFA is stored at the frame pointer plus `cfa`, the caller's frame pointer where the frame pointer
+/// points to: a function that has realigned its stack.
+pub const RULE_AT_BP: u8 = 3;
+/// What a signal handler returns to: the interrupted registers are in the kernel's `struct rt_sigframe`.
+pub const RULE_SIGNAL: u8 = 4;
+/// The function has changed stacks: it is left by the frame pointer, wherever that points.
+pub const RULE_CHANGED_STACKS: u8 = 5;
+/// The outermost frame of its thread.
+pub const RULE_END: u8 = 6;
+/// The call frame information is of a form that is not followed.
+pub const RULE_UNKNOWN: u8 = 7;
 
 /// A change of the target's address space, in the order in which system calls returned.
 #[repr(C)]
@@ -184,6 +223,9 @@ pub struct VmEvent {
     /// Second argument of mremap: the old length; otherwise zero.
     pub old_len: u64,
 }
+
+/// Among the flags of an [`EVENT_MMAP`]: it mapped a file, and with `PROT_EXEC`. No flag of mmap on x86-64.
+pub const MAPPED_CODE: u32 = 1 << 31;
 
 /// `mmap` succeeded.
 pub const EVENT_MMAP: u32 = 1;
@@ -306,7 +348,8 @@ const _: () = assert!(
     size_of::<StackRecord>() == 8 + 8 * MAX_FRAMES,
     "StackRecord has padding"
 );
-const _: () = assert!(size_of::<FrameRule>() == 8, "FrameRule has padding");
+const _: () = assert!(size_of::<UnwindPage>() == 8, "UnwindPage has padding");
+const _: () = assert!(size_of::<UnwindRow>() == 8, "UnwindRow has padding");
 const _: () = assert!(
     size_of::<AllocatorCall>() == 16,
     "AllocatorCall has padding"
@@ -321,8 +364,8 @@ const _: () = assert!(size_of::<GoSampling>() == 16, "GoSampling has padding");
 #[cfg(feature = "user")]
 mod user {
     use super::{
-        AllocatorCall, FrameRule, GoSample, GoSampling, LiveObject, SiteCounters, SiteKey,
-        StackRecord, VmEvent,
+        AllocatorCall, GoSample, GoSampling, LiveObject, SiteCounters, SiteKey, StackRecord,
+        UnwindPage, UnwindRow, VmEvent,
     };
 
     // SAFETY: repr(C), integers only, no padding (asserted above): any bytes are a valid value.
@@ -334,7 +377,9 @@ mod user {
     // SAFETY: as above.
     unsafe impl aya::Pod for StackRecord {}
     // SAFETY: as above.
-    unsafe impl aya::Pod for FrameRule {}
+    unsafe impl aya::Pod for UnwindPage {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for UnwindRow {}
     // SAFETY: as above.
     unsafe impl aya::Pod for AllocatorCall {}
     // SAFETY: as above.

@@ -12,6 +12,7 @@
 mod filter;
 mod maps;
 mod loss;
+mod unwind;
 mod walk;
 mod stack;
 mod live;

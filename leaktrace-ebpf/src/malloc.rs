@@ -66,6 +66,7 @@ pub fn try_enter(ctx: &ProbeContext) -> Result<(), Loss> {
     thread.by_uretprobe |= u64::from(by_uretprobe);
     thread.function = call.function;
     thread.ret = read(sp)?;
+    thread.bp = regs.rbp;
     thread.sp = sp;
     Ok(())
 }

@@ -1,22 +1,29 @@
 //! The maps. User space sets their real sizes from the plan before it loads the object.
 
 use aya_ebpf::{
+    bindings::BPF_F_MMAPABLE,
     macros::map,
     maps::{Array, HashMap, PerCpuArray, PerCpuHashMap, RingBuf},
 };
 use leaktrace_common::{
-    AllocatorCall, FrameRule, GO_HIT_KINDS, GoSampling, LiveObject, MALLOC_COUNTS, SiteCounters,
-    SiteKey, StackId, StackRecord, loss,
+    AllocatorCall, GO_HIT_KINDS, GoSampling, LiveObject, MALLOC_COUNTS, SiteCounters, SiteKey,
+    StackId, StackRecord, UNWIND_CHUNK, UnwindPage, UnwindRow, loss,
 };
 
 /// Every distinct stack, by the hash of its frames.
 #[map]
 pub static STACKS: HashMap<StackId, StackRecord> = HashMap::with_max_entries(1, 0);
 
-/// How to leave the frames of a system call's wrapper and of its callers, by code address. User
-/// space computes them from the call frame information of the mapped files.
+/// Where the unwind rows of each page of code are, by the page's address divided by its size. User space
+/// adds the pages of what is mapped later.
 #[map]
-pub static FRAME_RULES: HashMap<u64, FrameRule> = HashMap::with_max_entries(1, 0);
+pub static UNWIND_PAGES: HashMap<u64, UnwindPage> = HashMap::with_max_entries(1, 0);
+
+/// How to leave frames, from the call frame information of the mapped files. User space writes it through
+/// a mapping of its own, rows before the page that leads to them. The rows of a page are in one chunk.
+#[map]
+pub static UNWIND_ROWS: Array<[UnwindRow; UNWIND_CHUNK as usize]> =
+    Array::with_max_entries(1, BPF_F_MMAPABLE);
 
 /// Objects born since the attach and not freed yet, by address.
 #[map]

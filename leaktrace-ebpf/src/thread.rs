@@ -22,6 +22,8 @@ pub struct Thread {
     pub sp: u64,
     /// The return address.
     pub ret: u64,
+    /// The frame pointer of its caller, unless the function had changed it before the probe.
+    pub bp: u64,
     /// The function's address.
     pub function: u64,
     /// Bytes asked for.
@@ -60,6 +62,14 @@ pub fn current<'a>() -> Result<&'a mut Thread, Loss> {
     known().ok_or(Loss::ThreadsFull)
 }
 
+/// The call under way in which the current thread's stack pointer is `sp`, if there is one.
+#[inline(always)]
+pub fn call_around<'a>(sp: u64) -> Option<&'a Thread> {
+    known()
+        .filter(|thread| thread.sp.wrapping_add(8) >= sp)
+        .map(|thread| &*thread)
+}
+
 /// `sched:sched_process_exit`: a thread of the target ends, in a call or not.
 #[inline(always)]
 pub fn try_exit() -> Result<(), Loss> {
@@ -80,19 +90,10 @@ pub fn try_throw() -> Result<(), Loss> {
     Ok(())
 }
 
-/// The return address that was at `place` before a uretprobe waited there; `ret` is what stands there now.
-#[inline(always)]
-pub fn returns_to(ret: u64, place: u64) -> u64 {
-    match is_trampoline(ret).then(known).flatten() {
-        Some(thread) if thread.sp == place => thread.ret,
-        _ => ret,
-    }
-}
-
 /// Whether it may be the address of the kernel's trampoline, which stands in the return address's place
 /// while a uretprobe waits for the return: the beginning of a page.
 #[inline(always)]
-fn is_trampoline(address: u64) -> bool {
+pub fn is_trampoline(address: u64) -> bool {
     const PAGE: u64 = 4096;
     address != 0 && address.is_multiple_of(PAGE)
 }

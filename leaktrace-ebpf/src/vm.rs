@@ -2,7 +2,8 @@
 
 use aya_ebpf::programs::TracePointContext;
 use leaktrace_common::{
-    EVENT_BRK, EVENT_MMAP, EVENT_MREMAP, EVENT_MUNMAP, KIND_BRK, KIND_MMAP, StackId, VmEvent,
+    EVENT_BRK, EVENT_MMAP, EVENT_MREMAP, EVENT_MUNMAP, KIND_BRK, KIND_MMAP, MAPPED_CODE, StackId,
+    VmEvent,
 };
 
 use crate::{
@@ -14,7 +15,14 @@ use crate::{
 
 #[inline(always)]
 pub fn try_enter_mmap(ctx: &TracePointContext) -> Result<(), Loss> {
-    enter(argument(ctx, 0)?, argument(ctx, 1)?, 0, argument(ctx, 3)?)
+    const PROT_EXEC: u64 = 4;
+    const MAP_ANONYMOUS: u64 = 0x20;
+    const MAP_HUGETLB: u64 = 0x4_0000;
+    let mut flags = argument(ctx, 3)?;
+    if argument(ctx, 2)? & PROT_EXEC != 0 && flags & (MAP_ANONYMOUS | MAP_HUGETLB) == 0 {
+        flags |= u64::from(MAPPED_CODE);
+    }
+    enter(argument(ctx, 0)?, argument(ctx, 1)?, 0, flags)
 }
 
 #[inline(always)]

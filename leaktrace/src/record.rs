@@ -9,8 +9,8 @@ mod header;
 mod heap_profile;
 mod late_objects;
 mod malloc;
-mod rules;
 mod stop;
+mod unwind;
 
 use std::{
     future::Future,
@@ -31,7 +31,8 @@ use crate::{
     drain::{Drain, Goroutines, Kernel, Purpose},
     inventory::{MemoryReader, goroutines},
     loader::{
-        KernelLog, LoadError, Loaded, MapSizes, RunCounter, Runs, check_host, ensure_tracefs,
+        KernelLog, LoadError, Loaded, MapSizes, RunCounter, Runs, UnwindMaps, check_host,
+        ensure_tracefs,
     },
     plan::{Families, Plan},
     planning,
@@ -49,6 +50,7 @@ use self::{
     heap_profile::HeapProfile,
     late_objects::LateObjects,
     stop::{Ends, StopSignals},
+    unwind::Unwind,
 };
 
 /// How often the ring buffer is emptied at least.
@@ -181,7 +183,8 @@ async fn run_window(
         &mut modules,
     );
     heap_profile.suits(&plan)?;
-    let mut loaded = Loaded::load(target.pid, &plan, options.sizes, options.kernel_log)?;
+    let unwind = Unwind::prepare(&target, &target.address_map()?, &mut modules, options.sizes);
+    let mut loaded = Loaded::load(target.pid, &plan, unwind.sizes(), options.kernel_log)?;
     let mut kernel_log = options
         .kernel_log
         .then(|| loaded.kernel_log())
@@ -192,9 +195,9 @@ async fn run_window(
         options,
         &target,
         &plan,
-        modules,
         &mut heap_profile,
         &mut loaded,
+        (unwind, modules),
         recorder,
     );
     let watched = match attached {
@@ -290,6 +293,9 @@ async fn watch(
             }
             _ = event_ticks.tick() => {
                 session.drain.take_events();
+                if session.drain.code_was_mapped() {
+                    session.update_unwind()?;
+                }
                 if session.drain.wants_look() {
                     session.drain.look_at_objects();
                 }
@@ -320,6 +326,7 @@ struct Session<'a> {
     goroutines: Option<Goroutines<'a>>,
     late_objects: Option<LateObjects>,
     code: Code,
+    unwind: (Unwind, UnwindMaps),
     runs: Option<RunCounter>,
     limits: Vec<schema::Limit>,
     start: Instant,
@@ -331,23 +338,14 @@ fn attach<'a>(
     options: &Options,
     target: &'a Target,
     plan: &Plan,
-    mut modules: Modules,
     heap_profile: &mut HeapProfile,
     loaded: &mut Loaded,
+    (mut unwind, mut modules): (Unwind, Modules),
     recorder: &mut dyn Recorder,
 ) -> Result<Session<'a>> {
     let mut limits = Vec::new();
-    if options.families.vm || plan.malloc {
-        let (rules, mut left_out) =
-            rules::frame_rules(target, &mut modules, plan.malloc, &mut limits)?;
-        left_out += loaded.set_frame_rules(rules)?;
-        if left_out > 0 {
-            limits.push(schema::Limit {
-                what: "callers of some system calls in code without frame pointers".to_owned(),
-                reason: format!("{left_out} frame rules were over the bound"),
-            });
-        }
-    }
+    let mut unwind_maps = UnwindMaps::take(loaded, unwind.sizes())?;
+    unwind.update(&mut unwind_maps, &target.address_map()?, &mut modules)?;
     let mut kernel = Kernel::take(loaded, options.sizes)?;
     loaded.attach(plan, target)?;
     let malloc = match plan.malloc {
@@ -389,6 +387,7 @@ fn attach<'a>(
             .watches_objects
             .then(|| LateObjects::new(target, &mut modules)),
         code: Code::new(modules),
+        unwind: (unwind, unwind_maps),
         runs,
         limits,
         start,
@@ -412,7 +411,9 @@ impl Session<'_> {
             goroutines.creations(&mut interval, self.drain.creations()?);
             goroutines.interval(&mut interval, monotonic_ns(), &purpose);
         }
-        self.code.take(&mut interval, self.target);
+        if self.code.take(&mut interval, self.target) {
+            self.update_unwind()?;
+        }
         self.intervals += 1;
         let now = Now {
             limits: &self.limits(),
@@ -421,6 +422,15 @@ impl Session<'_> {
             runs: self.runs.as_ref().map(RunCounter::runs),
         };
         recorder.interval(interval, &now)
+    }
+
+    /// What is mapped from now on is walked by its call frame information, too.
+    fn update_unwind(&mut self) -> Result<()> {
+        let (unwind, maps) = &mut self.unwind;
+        if let Ok(map) = self.target.address_map() {
+            unwind.update(maps, &map, self.code.modules())?;
+        }
+        Ok(())
     }
 
     /// Attaches probes in native code that has been mapped meanwhile.
@@ -436,6 +446,7 @@ impl Session<'_> {
         let goroutines = self.goroutines.as_ref().and_then(Goroutines::limit);
         let own = self.limits.iter().cloned();
         own.chain(goroutines)
+            .chain(self.unwind.0.limits())
             .chain(self.memory.limits().iter().cloned())
             .collect()
     }

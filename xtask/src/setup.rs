@@ -171,6 +171,11 @@ fn install_packages(scope: Scope) -> Result<()> {
             "make",
             "it builds the jemalloc of the Rust target",
         );
+        need(
+            Path::new("/var/lib/dpkg/info/libc6-dbg:amd64.list").exists(),
+            "libc6-dbg",
+            "the tests look for names of libc's own functions",
+        );
         let has_bpftool = find("bpftool").is_some() || Path::new("/usr/sbin/bpftool").is_file();
         for (program, why) in [
             ("mandoc", "it checks the manual pages"),

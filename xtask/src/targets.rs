@@ -13,6 +13,8 @@
 //! | `allocs`, `allocs-static`, `allocs-musl` | `tests/targets/native/allocs.c` with glibc, with glibc inside, with musl inside |
 //! | `operators` | `tests/targets/native/operators.cpp` |
 //! | `rusty` | `tests/targets/rust/rusty`, with jemalloc inside |
+//! | `stacks`, `libplugin.so` | `tests/targets/cpp`: optimized, without frame pointers, stripped; their debug information is in `debug/` |
+//! | `stacks-rust` | `tests/targets/rust/stacks.rs`: the same of a Rust program, not stripped |
 //!
 //! `GO` is 1.27.3 and 1.19.8 for the tests, 1.27.3 for the demo, and every release of `go.rs` after
 //! `cargo xtask build --full` and `test --full`. leaktrace itself is where `LEAKTRACE_BIN` says, else
@@ -159,10 +161,12 @@ pub(crate) fn build(scope: Scope) -> Result<()> {
         build_rust("rusty", &out)?;
         NATIVE
             .iter()
-            .try_for_each(|native| build_native(native, &out))
-    } else {
-        Ok(())
+            .try_for_each(|native| build_native(native, &out))?;
+        build_cpp("stacks.cpp", "stacks", &["-pthread"], &out)?;
+        build_cpp("plugin.cpp", "libplugin.so", &["-fPIC", "-shared"], &out)?;
+        build_rust_file("stacks", "stacks-rust", &out)?;
     }
+    Ok(())
 }
 
 /// Builds leaktrace in release mode.
@@ -347,6 +351,53 @@ fn build_c(program: &str, out: &Path) -> Result<()> {
             .arg(&binary)
             .arg(folder.join(program).with_extension("c")),
     )
+}
+
+/// As a distribution builds: without frame pointers, the debug information in a file of its own.
+fn build_cpp(source: &str, name: &str, arguments: &[&str], out: &Path) -> Result<()> {
+    let folder = workspace::root().join("tests/targets/cpp");
+    let (binary, debug) = (out.join(name), out.join("debug"));
+    if is_newer(&binary, &folder)? {
+        return Ok(());
+    }
+    eprintln!("build: {}", binary.display());
+    fs::create_dir_all(&debug)
+        .with_context(|| format!("failed to create `{}`", debug.display()))?;
+    let debug = debug.join(name).with_added_extension("debug");
+    let options = [
+        "-std=c++17",
+        "-O2",
+        "-g",
+        "-fomit-frame-pointer",
+        "-Wall",
+        "-Wextra",
+    ];
+    let mut compile = Command::new("g++");
+    compile
+        .args(options)
+        .args(["-Wl,--build-id", "-o"])
+        .arg(&binary);
+    run::run(compile.arg(folder.join(source)).args(arguments))?;
+    let mut split = Command::new("objcopy");
+    run::run(split.arg("--only-keep-debug").arg(&binary).arg(&debug))?;
+    run::run(Command::new("strip").arg(&binary))
+}
+
+/// A Rust program of one file, without frame pointers.
+fn build_rust_file(source: &str, name: &str, out: &Path) -> Result<()> {
+    let folder = workspace::root().join("tests/targets/rust");
+    let binary = out.join(name);
+    if is_newer(&binary, &folder)? {
+        return Ok(());
+    }
+    eprintln!("build: {}", binary.display());
+    let mut rustc = Command::new("rustc");
+    rustc
+        .args(["--edition=2024", "-O", "-g", "-Cforce-frame-pointers=no"])
+        .args(["-Csymbol-mangling-version=v0", "-o"])
+        .arg(&binary)
+        .arg(folder.join(source).with_extension("rs"));
+    run::run(&mut rustc)
 }
 
 /// Whether a binary is newer than every source, and than the rules it is built by (this program).

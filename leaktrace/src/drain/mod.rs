@@ -14,8 +14,8 @@ mod deltas;
 use std::collections::{BTreeMap, HashMap};
 
 use leaktrace_common::{
-    EVENT_EXEC, EVENT_GC, KIND_GO_HEAP, KIND_GOROUTINE, KIND_MALLOC, Ktime, LiveObject,
-    SiteCounters, SiteKey, VmEvent,
+    EVENT_EXEC, EVENT_GC, EVENT_MMAP, KIND_GO_HEAP, KIND_GOROUTINE, KIND_MALLOC, Ktime, LiveObject,
+    MAPPED_CODE, SiteCounters, SiteKey, VmEvent,
 };
 
 use self::deltas::{add_freed, delta_of, died};
@@ -66,6 +66,7 @@ pub struct Drain {
     own_sampling: OwnSampling,
     malloc: bool,
     events: u64,
+    code_mapped: bool,
     exec: bool,
 }
 
@@ -95,6 +96,7 @@ impl Drain {
             own_sampling: OwnSampling::default(),
             malloc,
             events: 0,
+            code_mapped: false,
             exec: false,
         }
     }
@@ -128,7 +130,10 @@ impl Drain {
             match event.event {
                 EVENT_GC => self.gc_cycles += 1,
                 EVENT_EXEC => self.exec = true,
-                _ => self.address_space_event(&event),
+                _ => {
+                    self.code_mapped |= event.event == EVENT_MMAP && event.flags & MAPPED_CODE != 0;
+                    self.address_space_event(&event);
+                }
             }
         }
         self.take_samples();
@@ -179,6 +184,11 @@ impl Drain {
                 None => *self.losses.entry(loss::GO_OBJECTS_UNFOLLOWED).or_default() += 1,
             }
         }
+    }
+
+    /// Whether the target has mapped code of a file since the last call.
+    pub fn code_was_mapped(&mut self) -> bool {
+        std::mem::take(&mut self.code_mapped)
     }
 
     /// Whether the target has become another program.

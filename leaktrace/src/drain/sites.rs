@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use leaktrace_common::{
     GoSample, KIND_BRK, KIND_GO_HEAP, KIND_MALLOC, KIND_MMAP, STACK_BROKEN, STACK_LEAF_CALLER,
-    STACK_TRUNCATED, STACK_UNREADABLE, SiteKey, StackId, StackRecord,
+    STACK_NO_RULE, STACK_TRUNCATED, STACK_UNREADABLE, SiteKey, StackId, StackRecord,
 };
 
 use crate::{capture::schema, inventory::Bucket};
@@ -133,7 +133,9 @@ fn incomplete(flags: u32) -> &'static str {
          pointers"
     } else if flags & STACK_BROKEN != 0 {
         "the frame pointer is of another stack: code built without frame pointers, and without call \
-         frame information that was searched"
+         frame information"
+    } else if flags & STACK_NO_RULE != 0 {
+        "the call frame information of the outermost frame is of a form that is not followed"
     } else {
         ""
     }

@@ -9,6 +9,7 @@ mod host;
 mod log;
 mod run_stats;
 mod tracefs;
+mod unwind;
 mod uretprobe;
 
 use std::{
@@ -20,13 +21,13 @@ use std::{
 
 use aya::{
     Btf, Ebpf, EbpfLoader, VerifierLogLevel,
-    maps::{HashMap, MapError},
+    maps::HashMap,
     programs::{
         ProgramError, TracePoint, UProbe,
         uprobe::{UProbeLink, UProbeLinkId, UProbeScope},
     },
 };
-use leaktrace_common::{AllocatorCall, FrameRule, GoSample, VmEvent};
+use leaktrace_common::{AllocatorCall, GoSample, UNWIND_CHUNK, VmEvent};
 
 use crate::{
     go::layout::{Span, Special},
@@ -40,6 +41,7 @@ pub use self::{
     log::KernelLog,
     run_stats::{RunCounter, Runs},
     tracefs::ensure_tracefs,
+    unwind::UnwindMaps,
     uretprobe::uretprobes_bear_seccomp,
 };
 
@@ -47,7 +49,8 @@ pub use self::{
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/leaktrace.bpf.o"));
 
 /// Sizes of the kernel's maps. They bound the kernel memory of a run: about 100 bytes a live
-/// object, 1.1 KiB a stack, 50 bytes and 32 a CPU for each site.
+/// object, 1.1 KiB a stack, 50 bytes and 32 a CPU for each site, 512 KiB a chunk of the unwind tables
+/// and about 80 bytes a page of code that has rows in them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MapSizes {
     /// Objects live at one time.
@@ -60,8 +63,10 @@ pub struct MapSizes {
     pub ring_bytes: u32,
     /// Threads of the target in a traced system call at one time.
     pub calls_in_flight: u32,
-    /// Code addresses with a rule for leaving their frame.
-    pub frame_rules: u32,
+    /// Chunks of the unwind tables, of [`UNWIND_CHUNK`] rows each.
+    pub unwind_chunks: u32,
+    /// Pages of code that have such rows.
+    pub unwind_pages: u32,
     /// Bytes of the ring buffer for our own samples of a Go heap, a power of two.
     pub sample_ring_bytes: u32,
     /// Threads of the target that call native allocators.
@@ -78,7 +83,8 @@ impl Default for MapSizes {
             sites: 1 << 13,
             ring_bytes: 1 << 22,
             calls_in_flight: 1 << 12,
-            frame_rules: 1 << 14,
+            unwind_chunks: 1 << 6,
+            unwind_pages: 1 << 17,
             sample_ring_bytes: 1 << 22,
             threads: 1 << 12,
             allocator_calls: 1 << 10,
@@ -91,6 +97,11 @@ impl MapSizes {
     /// always stays free.
     pub fn ring_records(&self) -> u32 {
         (self.ring_bytes - 1) / (size_of::<VmEvent>() as u32 + 8)
+    }
+
+    /// Rows that the unwind tables hold.
+    pub fn unwind_rows(&self) -> u32 {
+        self.unwind_chunks * UNWIND_CHUNK
     }
 
     /// Our own samples that their ring buffer holds.
@@ -222,7 +233,8 @@ impl Loaded {
             .map_max_entries("COUNTERS", sizes.sites)
             .map_max_entries("EVENTS", sizes.ring_bytes)
             .map_max_entries("INFLIGHT", sizes.calls_in_flight)
-            .map_max_entries("FRAME_RULES", sizes.frame_rules)
+            .map_max_entries("UNWIND_ROWS", sizes.unwind_chunks)
+            .map_max_entries("UNWIND_PAGES", sizes.unwind_pages)
             .map_max_entries("ALLOCATOR_CALLS", sizes.allocator_calls)
             .map_max_entries("THREADS", if plan.malloc { sizes.threads } else { 1 })
             .map_max_entries(
@@ -245,38 +257,6 @@ impl Loaded {
     /// The object has no log.
     pub fn kernel_log(&mut self) -> Result<KernelLog, LoadError> {
         KernelLog::take(&mut self.ebpf)
-    }
-
-    /// Tells the kernel side how to leave the frames at these addresses of the process. Call it
-    /// before the attach. Gives the number of rules that found no room.
-    ///
-    /// # Errors
-    ///
-    /// The map cannot be written.
-    pub fn set_frame_rules(
-        &mut self,
-        rules: impl IntoIterator<Item = (u64, FrameRule)>,
-    ) -> Result<u64, LoadError> {
-        const E2BIG: i32 = nix::libc::E2BIG;
-        let map = self
-            .ebpf
-            .map_mut("FRAME_RULES")
-            .ok_or_else(|| LoadError::other("find a map in the BPF object", "FRAME_RULES"))?;
-        let mut map = HashMap::<_, u64, FrameRule>::try_from(map)
-            .map_err(|error| LoadError::other("use a map", error))?;
-        let mut left_out = 0;
-        for (address, rule) in rules {
-            match map.insert(address, rule, 0) {
-                Ok(()) => {}
-                Err(MapError::SyscallError(error))
-                    if error.io_error.raw_os_error() == Some(E2BIG) =>
-                {
-                    left_out += 1;
-                }
-                Err(error) => return Err(LoadError::other("write the frame rules", error)),
-            }
-        }
-        Ok(left_out)
     }
 
     /// Attaches every probe of the plan that stays, in its order, and loads the programs of those that

@@ -12,15 +12,12 @@
 #![forbid(unsafe_code)]
 
 use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, Register};
-use leaktrace_common::FrameRule;
+use leaktrace_common::RULE_CHANGED_STACKS;
 
+use super::frame_rule::FrameRule;
 use crate::go::GoBinary;
 
-/// Left by the frame pointer, wherever it points.
-const CHANGED_STACKS: FrameRule = FrameRule {
-    cfa: 0,
-    saved_bp: 0,
-};
+const CHANGED_STACKS: FrameRule = FrameRule::of_kind(RULE_CHANGED_STACKS);
 
 /// The rules of a Go executable's own crossings, by link-time address; none in one without cgo.
 pub fn crossings(binary: &GoBinary) -> Vec<(u64, FrameRule)> {
@@ -44,10 +41,7 @@ pub fn crossings(binary: &GoBinary) -> Vec<(u64, FrameRule)> {
 /// The return addresses of the calls in a function's code, each with the rule that the instructions before it
 /// make: right for straight code.
 fn calls(code: &[u8], entry: u64) -> impl Iterator<Item = (u64, FrameRule)> {
-    let mut rule = FrameRule {
-        cfa: 8,
-        saved_bp: 0,
-    };
+    let mut rule = FrameRule::sp(8, 0);
     let decoder = Decoder::with_ip(64, code, entry, DecoderOptions::NONE);
     decoder.into_iter().filter_map(move |instruction| {
         let flow = instruction.flow_control();
@@ -59,7 +53,7 @@ fn calls(code: &[u8], entry: u64) -> impl Iterator<Item = (u64, FrameRule)> {
             Code::Push_r64 => {
                 rule.cfa += 8;
                 if saves_bp(instruction.op0_register()) {
-                    rule.saved_bp = -rule.cfa;
+                    rule.saved_bp = (-rule.cfa) as i16;
                 }
             }
             Code::Pushfq => rule.cfa += 8,
@@ -72,7 +66,8 @@ fn calls(code: &[u8], entry: u64) -> impl Iterator<Item = (u64, FrameRule)> {
                 if instruction.memory_base() == Register::RSP
                     && saves_bp(instruction.op1_register()) =>
             {
-                rule.saved_bp = (instruction.memory_displacement64() as i32).wrapping_sub(rule.cfa);
+                rule.saved_bp =
+                    (instruction.memory_displacement64() as i32).wrapping_sub(rule.cfa) as i16;
             }
             _ => {}
         }
@@ -93,19 +88,13 @@ mod tests {
 
     #[test]
     fn crosscall2_is_left_as_its_code_says() {
-        let rule = FrameRule {
-            cfa: 0x50,
-            saved_bp: -16,
-        };
+        let rule = FrameRule::sp(0x50, -16);
         let found: Vec<_> = calls(&CROSSCALL2, 0x1000).collect();
         assert_eq!(found, [(0x1000 + 27, rule)]);
 
         // From Go 1.21 on the assembler sets up a frame before: push %rbp; mov %rsp,%rbp.
         let code = [&[0x55, 0x48, 0x89, 0xe5], &CROSSCALL2[..]].concat();
-        let rule = FrameRule {
-            cfa: 0x58,
-            saved_bp: -16,
-        };
+        let rule = FrameRule::sp(0x58, -16);
         let found: Vec<_> = calls(&code, 0x1000).collect();
         assert_eq!(found, [(0x1000 + 31, rule)]);
     }

@@ -6,7 +6,8 @@
 mod frame_state;
 pub mod placement;
 pub mod refill;
-pub mod frame_rules;
+pub mod frame_rule;
+pub mod frame_table;
 pub mod cgo;
 mod go;
 mod goroutine;

@@ -29,7 +29,7 @@ use self::{
     returns::{frees_again, returns},
 };
 use super::{
-    Limit, Plan, Tracepoint, Uprobe, frame_rules,
+    Limit, Plan, Tracepoint, Uprobe, frame_table,
     placement::{self, Class, FrameState, Placement},
 };
 
@@ -268,7 +268,7 @@ impl Code<'_> {
     /// The functions of the file.
     fn extents(&mut self, found: &Found) -> &BTreeMap<u64, u64> {
         self.extents.get_or_insert_with(|| {
-            let mut extents = frame_rules::functions(&self.object.image);
+            let mut extents = frame_table::functions(&self.object.image);
             extents.insert(found.address, found.size);
             extents
         })

@@ -27,18 +27,20 @@ impl Code {
         }
     }
 
+    /// Keeps the addresses that an interval names, and adds the mappings to it that are new; they are
+    /// looked for at the attach, and when an address is in none that is known. Gives whether they were.
+    pub(super) fn take(&mut self, interval: &mut schema::Interval, target: &Target) -> bool {
+        self.addresses.extend(symbolize::addresses_in(interval));
+        let looks = interval.index == 0 || self.misses(interval);
+        if looks {
+            self.find_mappings(interval, target);
+        }
+        looks
+    }
+
     /// The files that are open.
     pub(super) fn modules(&mut self) -> &mut Modules {
         &mut self.modules
-    }
-
-    /// Keeps the addresses that an interval names, and adds the mappings to it that are new; they are
-    /// looked for at the attach, and when an address is in none that is known.
-    pub(super) fn take(&mut self, interval: &mut schema::Interval, target: &Target) {
-        self.addresses.extend(symbolize::addresses_in(interval));
-        if interval.index == 0 || self.misses(interval) {
-            self.find_mappings(interval, target);
-        }
     }
 
     /// A path under which this process can open a module's file, while `self` lives.
