@@ -176,6 +176,11 @@ fn install_packages(scope: Scope) -> Result<()> {
             "libc6-dbg",
             "the tests look for names of libc's own functions",
         );
+        need(
+            find("debuginfod-find").is_some(),
+            "debuginfod",
+            "the tests fetch debug information with it",
+        );
         let has_bpftool = find("bpftool").is_some() || Path::new("/usr/sbin/bpftool").is_file();
         for (program, why) in [
             ("mandoc", "it checks the manual pages"),

@@ -323,6 +323,13 @@ impl Elf {
         Some(words)
     }
 
+    /// Whether there is DWARF, compressed or not.
+    pub(crate) fn has_debug_info(&self) -> bool {
+        [".debug_info", ".zdebug_info"]
+            .iter()
+            .any(|name| self.section(name).is_some())
+    }
+
     /// Whether there is a symbol table.
     pub(crate) fn has_symbols(&self) -> bool {
         self.symbols().next().is_some()

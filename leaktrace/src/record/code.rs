@@ -4,7 +4,7 @@ use std::{collections::HashSet, path::PathBuf};
 
 use crate::{
     capture::schema,
-    symbolize::{self, PcKind, Symbolizer},
+    symbolize::{self, Debuginfod, PcKind, Symbolizer},
     target::{Target, maps::Modules},
 };
 
@@ -55,6 +55,7 @@ impl Code {
         Symbolizer::from_capture(&self.schema_modules, &self.mappings, |module| {
             self.open_path(module)
         })
+        .with_debuginfod(Debuginfod::from_env())
         .symbols(&addresses)
     }
 

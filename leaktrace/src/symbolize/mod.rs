@@ -9,6 +9,7 @@
 
 mod file;
 mod debug_dir;
+mod debuginfod;
 mod native;
 mod module;
 mod table;
@@ -20,6 +21,7 @@ use serde::Serialize;
 
 use crate::capture::{Capture, schema};
 pub use crate::go::PcKind;
+pub use debuginfod::Debuginfod;
 pub use table::{SymbolTable, SymbolsBuilder, SymbolsError};
 
 /// A file, or other origin, of executable memory.
@@ -84,6 +86,7 @@ pub struct Symbolizer<'a> {
     mappings: Vec<Mapping>,
     open: Box<Open<'a>>,
     debug_dirs: Vec<PathBuf>,
+    debuginfod: Option<Debuginfod>,
 }
 
 impl<'a> Symbolizer<'a> {
@@ -100,6 +103,7 @@ impl<'a> Symbolizer<'a> {
             mappings,
             open,
             debug_dirs: Vec::new(),
+            debuginfod: None,
         }
     }
 
@@ -141,6 +145,12 @@ impl<'a> Symbolizer<'a> {
         self
     }
 
+    /// Servers to ask for debug information that is not on this machine.
+    pub fn with_debuginfod(mut self, debuginfod: Option<Debuginfod>) -> Self {
+        self.debuginfod = debuginfod;
+        self
+    }
+
     /// The frames at one address, innermost first; never empty.
     pub fn frames(&self, address: u64, kind: PcKind) -> Vec<Frame> {
         self.symbolize(&[(address, kind)]).pop().unwrap_or_default()
@@ -166,7 +176,12 @@ impl<'a> Symbolizer<'a> {
             let Some(module) = self.modules.get(index) else {
                 continue;
             };
-            let symbols = module::ModuleSymbols::open(module, &*self.open, &self.debug_dirs);
+            let symbols = module::ModuleSymbols::open(
+                module,
+                &*self.open,
+                &self.debug_dirs,
+                self.debuginfod.as_ref(),
+            );
             for (index, place) in places {
                 frames[index] = symbols.frames(module, &place);
             }
@@ -242,6 +257,7 @@ pub fn offline(
         |module| Some(PathBuf::from(&module.path)),
     )
     .with_debug_dirs(debug_dirs)
+    .with_debuginfod(Debuginfod::from_env())
     .symbols(&addresses)
 }
 

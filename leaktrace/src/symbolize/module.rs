@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use super::file::{Identity, identity};
-use super::native::{Named, Native};
-use super::{Frame, Module, Open, PcKind, debug_dir};
+use super::native::{Named, Native, SYSTEM_DEBUG_DIRS};
+use super::{Debuginfod, Frame, Module, Open, PcKind, debug_dir};
 use crate::go::GoBinary;
 use crate::go::elf::Elf;
 use crate::target::open_image;
@@ -31,7 +31,12 @@ pub(super) struct ModuleSymbols {
 }
 
 impl ModuleSymbols {
-    pub(super) fn open(module: &Module, open: &Open<'_>, debug_dirs: &[PathBuf]) -> Self {
+    pub(super) fn open(
+        module: &Module,
+        open: &Open<'_>,
+        debug_dirs: &[PathBuf],
+        debuginfod: Option<&Debuginfod>,
+    ) -> Self {
         let mut symbols = ModuleSymbols {
             go: None,
             own: None,
@@ -70,8 +75,29 @@ impl ModuleSymbols {
                 Err(error) => symbols.problems.push(error.to_string()),
             }
         }
+        if symbols.lacks_debug_info(module)
+            && let Some(servers) = debuginfod
+        {
+            match fetched(module, servers) {
+                Ok((path, elf)) => {
+                    files.insert(0, path);
+                    symbols.debug = Some(elf);
+                }
+                Err(problem) => symbols.problems.push(problem),
+            }
+        }
         symbols.native = Native::new(files, debug_dirs);
         symbols
+    }
+
+    /// Whether nothing on this machine has the module's debug information.
+    fn lacks_debug_info(&self, module: &Module) -> bool {
+        let mut files = self.own.iter().chain(&self.debug);
+        self.go.is_none()
+            && !files.any(Elf::has_debug_info)
+            && debug_dir::find(module, &SYSTEM_DEBUG_DIRS.map(PathBuf::from))
+                .file
+                .is_none()
     }
 
     pub(super) fn frames(&self, module: &Module, place: &Place) -> Vec<Frame> {
@@ -170,6 +196,24 @@ fn no_file(path: &str) -> Option<String> {
             Some(format!("`{path}` is no file: code made at run time"))
         }
         _ => None,
+    }
+}
+
+/// The debug information of a module, from a server.
+fn fetched(module: &Module, servers: &Debuginfod) -> Result<(PathBuf, Elf), String> {
+    let Some(build_id) = &module.build_id else {
+        return Err(format!(
+            "`{}` has no build id to ask debuginfod for",
+            module.path
+        ));
+    };
+    let path = servers.find(build_id)?;
+    let shown = path.display();
+    let bytes = open_image(&path).map_err(|error| format!("failed to open `{shown}`: {error}"))?;
+    let elf = Elf::parse(bytes).map_err(|error| format!("`{shown}`: {error}"))?;
+    match identity(module, &elf) {
+        Identity::Same => Ok((path, elf)),
+        _ => Err(format!("`{shown}` is not of build id {build_id}")),
     }
 }
 

@@ -5,6 +5,9 @@ use std::path::{Path, PathBuf};
 use blazesym::symbolize::source::{Elf, Source};
 use blazesym::symbolize::{CodeInfo, Input, Sym, Symbolized, Symbolizer};
 
+/// Where a system keeps debug information.
+pub(super) const SYSTEM_DEBUG_DIRS: [&str; 2] = ["/usr/lib/debug", "/lib/debug"];
+
 /// A logical frame: function, file, line, inlined.
 #[derive(Debug)]
 pub(super) struct Named {
@@ -22,8 +25,9 @@ pub(super) struct Native {
 
 impl Native {
     pub(super) fn new(files: Vec<PathBuf>, debug_dirs: &[PathBuf]) -> Self {
-        // blazesym follows .gnu_debuglink into these, and checks the checksum it carries.
-        let system = ["/usr/lib/debug", "/lib/debug"].map(PathBuf::from);
+        // blazesym follows build ids and .gnu_debuglink into these, and checks the checksum of the latter; a
+        // file that it finds there leads to its supplementary one by .gnu_debugaltlink.
+        let system = SYSTEM_DEBUG_DIRS.map(PathBuf::from);
         let symbolizer = Symbolizer::builder()
             .enable_auto_reload(false)
             .set_debug_dirs(Some(debug_dirs.iter().cloned().chain(system)))

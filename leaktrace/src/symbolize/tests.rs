@@ -223,6 +223,83 @@ fn a_stripped_c_program_and_its_debug_directory() {
     );
 }
 
+/// A debuginfod server on loopback: has `file` for `build_id`, nothing else, and counts what it is asked.
+fn debuginfod_server(build_id: &str, file: Vec<u8>) -> (String, std::sync::mpsc::Receiver<String>) {
+    use std::io::{BufRead as _, BufReader, Write as _};
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let wanted = format!("GET /buildid/{build_id}/debuginfo HTTP/1.1");
+    let (asked, questions) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
+            let question = lines.next().unwrap().unwrap();
+            while lines.next().is_some_and(|line| !line.unwrap().is_empty()) {}
+            let (status, body) = match question == wanted {
+                true => ("200 OK", &file[..]),
+                false => ("404 Not Found", &[][..]),
+            };
+            let head = format!(
+                "HTTP/1.1 {status}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
+                body.len()
+            );
+            stream.write_all(head.as_bytes()).unwrap();
+            stream.write_all(body).unwrap();
+            if asked.send(question).is_err() {
+                break;
+            }
+        }
+    });
+    (url, questions)
+}
+
+#[test]
+fn a_stripped_c_program_and_a_debuginfod_server() {
+    let directory = c_program();
+    let path = |name: &str| directory.path().join(name);
+    let (_, after) = call_in(&path("app"), "outer", "puts");
+    let (modules, mappings) = mapped(&path("app"), BIAS);
+    let id = modules[0].build_id.clone().unwrap();
+    let debug = ["--only-keep-debug", "app", "app.debug"];
+    run("objcopy", &debug, directory.path());
+    run("strip", &["app"], directory.path());
+    let (url, questions) = debuginfod_server(&id, std::fs::read(path("app.debug")).unwrap());
+    let frames = |urls: &str, cache: &str| {
+        let cache = path(cache).into_os_string();
+        let variables = [
+            ("DEBUGINFOD_URLS", urls.into()),
+            ("DEBUGINFOD_CACHE_PATH", cache),
+        ];
+        Symbolizer::new(modules.clone(), mappings.clone(), itself)
+            .with_debuginfod(Some(Debuginfod::new(variables)))
+            .frames(BIAS + after, PcKind::Return)
+    };
+    // One server does not have it, another does; afterwards the cache has it.
+    let (other, _questions) = debuginfod_server("0123456789abcdef", Vec::new());
+    assert_inlined(&frames(&format!("{other} {url}"), "cache"), [6, 9, 13]);
+    assert_eq!(questions.try_iter().count(), 1);
+    assert_inlined(&frames(&url, "cache"), [6, 9, 13]);
+    assert_eq!(questions.try_iter().count(), 0);
+
+    // Nobody has it; what answers is another file; nobody answers.
+    let reason = |urls: &str, cache: &str| frames(urls, cache)[0].reason.clone().unwrap();
+    let missing = reason(&other, "none");
+    assert!(missing.contains("no debuginfod server has it"), "{missing}");
+    let (wrong, _questions) = debuginfod_server(&id, std::fs::read("/proc/self/exe").unwrap());
+    let refused = reason(&wrong, "wrong");
+    assert!(refused.contains("is not of build id"), "{refused}");
+    let silent = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap();
+    let silent = reason(&format!("http://{silent}"), "silent");
+    assert!(
+        silent.contains("is stripped") && silent.contains("debuginfod"),
+        "{silent}"
+    );
+}
+
 #[test]
 fn libc_of_this_process() {
     let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
