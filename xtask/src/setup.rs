@@ -183,6 +183,7 @@ fn install_packages(scope: Scope) -> Result<()> {
         );
         let has_bpftool = find("bpftool").is_some() || Path::new("/usr/sbin/bpftool").is_file();
         for (program, why) in [
+            ("dwz", "it moves debug information to a common file"),
             ("mandoc", "it checks the manual pages"),
             ("man", "it shows the manual pages"),
             ("zsh", "it reads its completion"),

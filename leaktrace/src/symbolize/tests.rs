@@ -510,3 +510,37 @@ fn files_that_cannot_be_read_are_reasons() {
     assert!(reason(Path::new("[anon:v8]"), itself).contains("code made at run time"));
     assert!(reason(Path::new(""), itself).contains("code made at run time"));
 }
+
+/// Found as a distribution lays it out, by the program's own link: first its debug information, from there by
+/// another link what dwz has moved to a file common to several programs.
+#[test]
+fn links_to_debug_information_are_followed() {
+    let directory = c_program();
+    let path = |name: &str| directory.path().join(name);
+    let run = |program: &str, arguments: &[&str]| run(program, arguments, directory.path());
+    let (_, after) = call_in(&path("app"), "outer", "puts");
+    let other = C_PROGRAM.replace("\"in\"", "\"out\"");
+    std::fs::write(path("other.c"), other).unwrap();
+    run("gcc", &["-g", "-O1", "-o", "other", "other.c"]);
+    let common = path("common.debug");
+    let arguments = ["-m", "common.debug", "-M", common.to_str().unwrap()];
+    run("dwz", &[&arguments[..], &["app", "other"]].concat());
+    let sections = run("readelf", &["-SW", "app"]);
+    assert!(sections.contains(".gnu_debugaltlink"), "{sections}");
+    run("objcopy", &["--only-keep-debug", "app", "linked.debug"]);
+    run("strip", &["app"]);
+    run("objcopy", &["--add-gnu-debuglink=linked.debug", "app"]);
+
+    let (modules, mappings) = mapped(&path("app"), BIAS);
+    let frames = || {
+        let symbolizer = Symbolizer::new(modules.clone(), mappings.clone(), itself);
+        symbolizer.frames(BIAS + after, PcKind::Return)
+    };
+    assert_inlined(&frames(), [6, 9, 13]);
+
+    // The link leads to another program's.
+    run("gcc", &["-g", "-o", "linked.debug", "other.c"]);
+    let refused = &frames()[0];
+    assert_eq!(refused.function, None, "{refused:?}");
+    assert!(refused.reason.is_some());
+}
