@@ -9,6 +9,7 @@ mod header;
 mod heap_profile;
 mod late_objects;
 mod malloc;
+mod recorder;
 mod stop;
 mod unwind;
 
@@ -31,8 +32,7 @@ use crate::{
     drain::{Drain, Goroutines, Kernel, Purpose},
     inventory::{MemoryReader, goroutines},
     loader::{
-        KernelLog, LoadError, Loaded, MapSizes, RunCounter, Runs, UnwindMaps, check_host,
-        ensure_tracefs,
+        KernelLog, LoadError, Loaded, MapSizes, RunCounter, UnwindMaps, check_host, ensure_tracefs,
     },
     plan::{Families, Plan},
     planning,
@@ -45,6 +45,7 @@ pub use self::{
     code::Code,
     file::{Progress, Recorded, State, record},
     malloc::Sample,
+    recorder::{Ending, Now, Recorder},
 };
 use self::{
     heap_profile::HeapProfile,
@@ -81,59 +82,6 @@ pub struct Options {
     pub kernel_log: bool,
     /// Have the kernel count the runs of our programs and their time, which costs each run some 50 ns.
     pub count_runs: bool,
-}
-
-/// Takes what is recorded, and is told what happens.
-pub trait Recorder {
-    /// The target is known and the kernel side loaded; nothing is attached yet.
-    ///
-    /// # Errors
-    ///
-    /// Nothing could be kept: there is no recording.
-    fn open(&mut self, target: &Target) -> Result<()>;
-
-    /// Probes are live. This is the capture's first block.
-    ///
-    /// # Errors
-    ///
-    /// It could not be kept; this ends the recording.
-    fn header(&mut self, header: schema::Header) -> Result<()>;
-
-    /// An interval is over; the first one, with index 0, is the state at the attach.
-    ///
-    /// # Errors
-    ///
-    /// It could not be kept; this ends the recording.
-    fn interval(&mut self, interval: schema::Interval, now: &Now<'_>) -> Result<()>;
-
-    /// The state at the attach has been taken in: from here on only intervals come.
-    fn attached(&mut self, target: &Target, plan: &Plan);
-
-    /// Something worth knowing for people.
-    fn note(&mut self, text: &str);
-
-    /// The window is closed and nothing is attached any more.
-    fn detached(&mut self);
-}
-
-/// Where a recording stands at the end of an interval.
-pub struct Now<'a> {
-    /// What is executable in the target, as of the interval.
-    pub code: &'a Code,
-    /// Records taken from the ring buffer since the attach.
-    pub events: u64,
-    /// Runs of the kernel side's programs since the attach, if they are counted.
-    pub runs: Option<Runs>,
-    /// What cannot be seen, beyond what the header tells.
-    pub limits: &'a [schema::Limit],
-}
-
-/// What is left of a recording once it is over.
-pub struct Ending {
-    /// The target's code, with its files still open.
-    pub code: Code,
-    /// The last block of a capture.
-    pub close: schema::Close,
 }
 
 /// Records until the window ends; `stop` ends it as a signal does.

@@ -343,6 +343,7 @@ impl Target {
 
     /// The target as a capture's header has it. `sample_rate` is `runtime.MemProfileRate`.
     pub fn describe(&self, sample_rate: u64) -> schema::Target {
+        let go = self.go.as_ref().and_then(|go| go.as_ref().ok());
         schema::Target {
             pid: self.pid as u32,
             comm: self.comm.clone(),
@@ -352,17 +353,14 @@ impl Target {
                 Some(Err(_)) => "go".to_owned(),
                 None => "native".to_owned(),
             },
-            go: match &self.go {
-                Some(Ok(go)) => Some(schema::GoInfo {
-                    version: go.binary.version().text.clone(),
-                    stripped: go.binary.stripped(),
-                    pie: go.binary.pie(),
-                    heap_profiling: sample_rate > 0,
-                    sample_rate,
-                    sampler_switch: None,
-                }),
-                _ => None,
-            },
+            go: go.map(|go| schema::GoInfo {
+                version: go.binary.version().text.clone(),
+                stripped: go.binary.stripped(),
+                pie: go.binary.pie(),
+                heap_profiling: sample_rate > 0,
+                sample_rate,
+                sampler_switch: None,
+            }),
             start_ticks: self.start_ticks,
         }
     }
