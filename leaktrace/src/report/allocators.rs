@@ -9,6 +9,10 @@ use super::human;
 use super::schema::AllocatorReport;
 use crate::capture::schema::Header;
 
+/// Is probed to see that an allocator is left by it, and is of a library that is none: the C++ library also
+/// makes threads, with mappings that are the program's.
+const THROW: &str = "__cxa_allocate_exception";
+
 /// Which frames are a native allocator's, by what was probed.
 #[derive(Debug)]
 pub(super) struct Allocators<'a> {
@@ -23,8 +27,10 @@ impl<'a> Allocators<'a> {
         let exe = header.target.as_ref().map_or("", |target| &target.exe);
         let is_followed = header.malloc.is_some();
         let probes = header.probes.iter().filter(|_| is_followed);
-        let native =
-            probes.filter(|probe| !probe.module.is_empty() && !probe.name.starts_with("runtime."));
+        let native = probes.filter(|probe| {
+            let is_allocators = !probe.name.starts_with("runtime.") && probe.name != THROW;
+            !probe.module.is_empty() && is_allocators
+        });
         let is_allocator = |module: &&str| {
             let name = module.rsplit('/').next().unwrap_or_default();
             let is_libc = ["libc.", "libc-", "ld-"]
@@ -87,7 +93,7 @@ impl AllocatorReport {
         )];
         if self.free_bytes > 0 {
             lines.push(format!(
-                "  {} or more of it is free: fragmentation, no leak",
+                "  {} or more of it is in none: fragmentation, or kept for later, no leak",
                 bytes(self.free_bytes)
             ));
         }
@@ -116,6 +122,7 @@ mod tests {
                 probe("malloc", "/lib/x86_64-linux-gnu/libc.so.6"),
                 probe("mi_malloc", "/usr/lib/libmimalloc.so.2"),
                 probe("_Znwm", "/srv/app"),
+                probe("__cxa_allocate_exception", "/usr/lib/libstdc++.so.6"),
             ],
             malloc: is_followed.then(MallocSampling::default),
             ..Header::default()
@@ -129,10 +136,16 @@ mod tests {
         let arena = [frame("__GI___mmap64", libc), frame("__libc_malloc", libc)];
         let own = [frame("__GI___mmap64", libc), frame("main", "/srv/app")];
         let segment = [(None, Some("/usr/lib/libmimalloc.so.2".to_owned()))];
+        let thread = [
+            frame("__pthread_create_2_1", libc),
+            frame("std::thread::_M_start_thread", "/usr/lib/libstdc++.so.6"),
+            frame("main", "/srv/app"),
+        ];
         let (followed, not) = (header(true), header(false));
         let allocators = Allocators::new(&followed);
         assert!(allocators.own(arena.clone().into_iter()));
         assert!(!allocators.own(own.into_iter()));
+        assert!(!allocators.own(thread.into_iter()));
         assert!(allocators.own(segment.into_iter()));
         assert!(!Allocators::new(&not).own(arena.into_iter()));
     }
