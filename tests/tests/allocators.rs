@@ -134,6 +134,43 @@ fn a_sandbox_is_not_harmed_and_all_is_counted() {
     assert_nothing_left();
 }
 
+/// What cannot be seen without a uretprobe is said, with the reason; all else is counted.
+#[test]
+fn what_a_sandbox_hides_is_said() {
+    let library = sample("libhidden.so");
+    let library = library.to_str().expect("a path in UTF-8");
+    let mut service = start("allocs", Some(library), &["--seccomp"]);
+    let recording = record(&service, &[]);
+    service.ask("run 2000");
+    let (finished, report) = end(recording, &mut service);
+
+    let limits = report["limits"].as_array().expect("there are limits");
+    let hidden: Vec<_> = limits
+        .iter()
+        .filter(|limit| limit["what"] == format!("`mi_malloc` of `{library}`"))
+        .map(|limit| limit["reason"].as_str().unwrap_or_default())
+        .collect();
+    let [reason] = hidden[..] else {
+        panic!("{limits:#?}")
+    };
+    assert!(
+        reason.contains("no uretprobe") && reason.contains("under seccomp"),
+        "{reason}"
+    );
+    let mut expected = told(service.newest());
+    let [lost, _, frees, _] = expected.remove("by_mi_malloc").expect("it was called");
+    assert!(lost > 0);
+    let counted = blocks_of(&finished.file, |name| {
+        expected.contains_key(name) || name == "by_mi_malloc"
+    });
+    assert_eq!(counted, expected);
+    assert_eq!(
+        report["losses"],
+        serde_json::json!({ "free_of_unseen": frees })
+    );
+    assert_nothing_left();
+}
+
 #[test]
 fn a_library_loaded_later_is_probed() {
     let library = format!("{LIBRARIES}/libmimalloc.so.2");

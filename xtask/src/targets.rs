@@ -11,7 +11,7 @@
 //! | `…-nopprof` | `reload`, `pipeline` and `churn` without the sampler: `runtime.MemProfileRate` is 0 |
 //! | `vm`, `rates` | `tests/targets/c/vm.c` and `rates.c` |
 //! | `allocs`, `allocs-static`, `allocs-musl` | `tests/targets/native/allocs.c` with glibc, with glibc inside, with musl inside |
-//! | `operators` | `tests/targets/native/operators.cpp` |
+//! | `operators`, `libhidden.so` | `tests/targets/native/operators.cpp`, and `hidden.c`: an allocator whose returns cannot be found |
 //! | `rusty` | `tests/targets/rust/rusty`, with jemalloc inside |
 //! | `stacks`, `libplugin.so` | `tests/targets/cpp`: optimized, without frame pointers, stripped; their debug information is in `debug/` |
 //! | `stacks-rust` | `tests/targets/rust/stacks.rs`: the same of a Rust program, not stripped |
@@ -245,7 +245,7 @@ struct Native {
     arguments: &'static [&'static str],
 }
 
-const NATIVE: [Native; 4] = [
+const NATIVE: [Native; 5] = [
     Native {
         name: "allocs",
         source: "allocs.c",
@@ -276,6 +276,12 @@ const NATIVE: [Native; 4] = [
         source: "operators.cpp",
         compiler: "g++",
         arguments: &["-std=c++17"],
+    },
+    Native {
+        name: "libhidden.so",
+        source: "hidden.c",
+        compiler: "gcc",
+        arguments: &["-shared", "-fPIC", "-O2", "-foptimize-sibling-calls"],
     },
 ];
 
