@@ -75,11 +75,11 @@ enum Chore {
         case: String,
     },
     /// Record services that Debian ships, under load, and check what comes of it: prometheus, etcd, caddy,
-    /// syncthing, nats-server.
+    /// syncthing, nats-server, redis, postgres, nginx, python3.
     Services {
         /// Which; all if none is named.
         names: Vec<String>,
-        /// How long each is recorded, in seconds.
+        /// How long each trial is recorded, in seconds.
         #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(5..=600))]
         seconds: u64,
     },
