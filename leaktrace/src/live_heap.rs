@@ -31,7 +31,7 @@ mod survival;
 mod tests;
 
 pub use builder::Builder;
-pub use estimate::{Estimate, Sampler};
+pub use estimate::{Estimate, Sampler, Sum};
 pub use part::Part;
 pub use survival::{Age, Survival};
 
@@ -263,9 +263,11 @@ impl LiveHeap {
             unseen_deaths: 0,
             oldest: None,
         };
+        let mut live = Sum::default();
         for part in parts {
-            self.add_part(part, &mut site);
+            self.add_part(part, &mut site, &mut live);
         }
+        site.live = live.estimate();
         site.sampled = site.rate > 1;
         let mut cohorts = site.cohorts();
         let oldest = cohorts.find(|(_, born, died)| born.less(*died).bytes > 0);
@@ -275,7 +277,7 @@ impl LiveHeap {
         site
     }
 
-    fn add_part(&self, part: &Part, site: &mut SiteHistory) {
+    fn add_part(&self, part: &Part, site: &mut SiteHistory, live: &mut Sum) {
         let sampler = self.sampler_of(part);
         let scale = sampler.scale(part.object_size);
         site.rate = site.rate.max(sampler.rate());
@@ -285,12 +287,12 @@ impl LiveHeap {
         );
         let (live_then, live_now) = (attach.live(), end.live());
         let mut history = part.history.iter().peekable();
-        let mut live = 0.0;
+        let mut at_slot = 0.0;
         for (slot, sum) in site.live_series.iter_mut().enumerate() {
             while let Some(totals) = history.next_if(|totals| totals.slot as usize <= slot) {
-                live = totals.live().bytes as f64 * scale;
+                at_slot = totals.live().bytes as f64 * scale;
             }
-            *sum += live;
+            *sum += at_slot;
         }
 
         let births = part.births_with_attach();
@@ -322,7 +324,7 @@ impl LiveHeap {
             left
         };
 
-        site.live = site.live.plus(sampler.estimate(live_now, part.object_size));
+        live.add(sampler, live_now, part.object_size);
         site.live_objects += sampler.objects(live_now, part.object_size);
         site.live_count.add(live_now.objects, live_now.bytes);
         if let Some(proven) = &mut site.proven_bytes {

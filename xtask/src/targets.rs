@@ -11,6 +11,7 @@
 //! | `…-nopprof` | `reload`, `pipeline` and `churn` without the sampler: `runtime.MemProfileRate` is 0 |
 //! | `vm`, `rates` | `tests/targets/c/vm.c` and `rates.c` |
 //! | `allocs`, `allocs-static`, `allocs-musl` | `tests/targets/native/allocs.c` with glibc, with glibc inside, with musl inside |
+//! | `sizes` | `tests/targets/native/sizes.c` |
 //! | `operators`, `libhidden.so` | `tests/targets/native/operators.cpp`, and `hidden.c`: an allocator whose returns cannot be found |
 //! | `rusty` | `tests/targets/rust/rusty`, with jemalloc inside |
 //! | `stacks`, `libplugin.so` | `tests/targets/cpp`: optimized, without frame pointers, stripped; their debug information is in `debug/` |
@@ -245,7 +246,7 @@ struct Native {
     arguments: &'static [&'static str],
 }
 
-const NATIVE: [Native; 5] = [
+const NATIVE: [Native; 6] = [
     Native {
         name: "allocs",
         source: "allocs.c",
@@ -270,6 +271,12 @@ const NATIVE: [Native; 5] = [
             "-idirafter",
             "/usr/include/x86_64-linux-gnu",
         ],
+    },
+    Native {
+        name: "sizes",
+        source: "sizes.c",
+        compiler: "gcc",
+        arguments: &[],
     },
     Native {
         name: "operators",
