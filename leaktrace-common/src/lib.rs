@@ -50,6 +50,18 @@ pub const KIND_GOROUTINE: u32 = 4;
 /// Blocks of a native allocator: `malloc` and its like.
 pub const KIND_MALLOC: u32 = 5;
 
+/// Where the size ends in [`SiteKey::class`] and the level of sampling begins.
+pub const CLASS_BITS: u32 = 28;
+/// Levels of sampling. Each leaves half of the room for live objects that the one before has left.
+pub const SAMPLING_LEVELS: u32 = 8;
+
+/// Index into the `LIVE_STATE` array: objects in the `LIVE` map.
+pub const LIVE_OBJECTS: u32 = 0;
+/// The level of sampling.
+pub const LIVE_LEVEL: u32 = 1;
+/// Entries of that array.
+pub const LIVE_STATES: u32 = 2;
+
 /// Key of the per-CPU counters: one allocation site, one kind of memory.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -59,7 +71,8 @@ pub struct SiteKey {
     /// One of the `KIND_…` constants.
     pub kind: u32,
     /// Where a native allocator's blocks are sampled, the size in bytes by which these were: their own
-    /// size rounded up, or the rate where that is less. Otherwise zero.
+    /// size rounded up, or the rate where that is less; and from bit [`CLASS_BITS`] on the level, how often
+    /// sampling had been coarsened. Otherwise zero.
     pub class: u32,
 }
 

@@ -1,12 +1,18 @@
 //! Live objects and the totals of their sites.
 
 use aya_ebpf::helpers::bpf_ktime_get_ns;
-use leaktrace_common::{KIND_GO_HEAP, Ktime, LiveObject, SiteCounters, SiteKey, StackId};
+use leaktrace_common::{
+    KIND_GO_HEAP, Ktime, LIVE_OBJECTS, LiveObject, SiteCounters, SiteKey, StackId,
+};
 
 use crate::{
     loss::{self, Loss, add},
-    maps::{COUNTERS, LIVE},
+    maps::{COUNTERS, LIVE, LIVE_STATE},
 };
+
+/// Flag of an insertion: it fails where the key is there already, with the error after it.
+const BPF_NOEXIST: u64 = 1;
+const EEXIST: i32 = -17;
 
 /// An object of `size` bytes was allocated at `address`. The Go runtime counts those of its heap, so that
 /// they are known where there is no room to follow them; of others none is counted that is not followed,
@@ -21,11 +27,8 @@ pub fn born(address: u64, site: SiteKey, size: u64) {
         class: site.class,
         kind: site.kind,
     };
-    if LIVE.insert(address, object, 0).is_err() {
-        loss::count(Loss::LiveMapFull);
-        if site.kind != KIND_GO_HEAP {
-            return;
-        }
+    if !insert(address, &object) && site.kind != KIND_GO_HEAP {
+        return;
     }
     count_allocation(site, size);
 }
@@ -33,7 +36,7 @@ pub fn born(address: u64, site: SiteKey, size: u64) {
 /// The object at `address`, which `site` allocated with `size` bytes, was freed.
 #[inline(always)]
 pub fn freed(address: u64, site: SiteKey, size: u64) {
-    if LIVE.remove(address).is_err() {
+    if !remove(address) {
         loss::count(Loss::FreeOfUnseen);
     }
     count_free(site, size);
@@ -45,14 +48,49 @@ pub fn take(address: u64) -> Option<LiveObject> {
     // SAFETY: the map is preallocated: its values stay readable. Who frees a block owns it, so that
     // nobody else writes this one.
     let object = *unsafe { LIVE.get(address) }?;
-    LIVE.remove(address).is_ok().then_some(object)
+    remove(address).then_some(object)
 }
 
 /// Puts back what [`take`] has taken.
 #[inline(always)]
 pub fn put_back(address: u64, object: &LiveObject) {
-    if LIVE.insert(address, object, 0).is_err() {
-        loss::count(Loss::LiveMapFull);
+    insert(address, object);
+}
+
+/// How many objects live.
+#[inline(always)]
+pub fn objects() -> u64 {
+    LIVE_STATE.get(LIVE_OBJECTS).copied().unwrap_or(0)
+}
+
+/// Whether there was room for the object. One that is at its address already has died unseen.
+#[inline(always)]
+fn insert(address: u64, object: &LiveObject) -> bool {
+    match LIVE.insert(address, object, BPF_NOEXIST) {
+        Ok(()) => count_objects(1),
+        Err(EEXIST) if LIVE.insert(address, object, 0).is_ok() => {}
+        Err(_) => {
+            loss::count(Loss::LiveMapFull);
+            return false;
+        }
+    }
+    true
+}
+
+/// Whether the object was there.
+#[inline(always)]
+fn remove(address: u64) -> bool {
+    let is_removed = LIVE.remove(address).is_ok();
+    if is_removed {
+        count_objects(-1);
+    }
+    is_removed
+}
+
+#[inline(always)]
+fn count_objects(change: i64) {
+    if let Some(objects) = LIVE_STATE.get_ptr_mut(LIVE_OBJECTS) {
+        add(objects, change as u64);
     }
 }
 
@@ -97,7 +135,6 @@ pub fn count_allocation(site: SiteKey, size: u64) {
 
 #[inline(always)]
 fn with_counters(key: SiteKey, update: impl FnOnce(&mut SiteCounters)) {
-    const BPF_NOEXIST: u64 = 1;
     let counters = match COUNTERS.get_ptr_mut(key) {
         Some(counters) => Some(counters),
         None => {

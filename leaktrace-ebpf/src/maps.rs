@@ -6,8 +6,9 @@ use aya_ebpf::{
     maps::{Array, HashMap, PerCpuArray, PerCpuHashMap, RingBuf},
 };
 use leaktrace_common::{
-    AllocatorCall, GO_HIT_KINDS, GoSampling, LiveObject, MALLOC_COUNTS, SiteCounters, SiteKey,
-    StackId, StackRecord, UNWIND_CHUNK, UnwindPage, UnwindRow, loss,
+    AllocatorCall, GO_HIT_KINDS, GoSampling, LIVE_STATES, LiveObject, MALLOC_COUNTS,
+    SAMPLING_LEVELS, SiteCounters, SiteKey, StackId, StackRecord, UNWIND_CHUNK, UnwindPage,
+    UnwindRow, loss,
 };
 
 /// Every distinct stack, by the hash of its frames.
@@ -79,10 +80,14 @@ pub static THREADS: HashMap<u64, crate::thread::Thread> = HashMap::with_max_entr
 #[map]
 pub static NEW_THREAD: Array<crate::thread::Thread> = Array::with_max_entries(1, 0);
 
-/// Bytes for each sample of a native allocator's blocks: 1 takes all of them, 0 none. User space
-/// changes it during the run.
+/// Bytes for each sample of a native allocator's blocks, by level of sampling: 1 takes all of them, 0
+/// none. User space changes it during the run.
 #[map]
-pub static MALLOC_RATE: Array<u64> = Array::with_max_entries(1, 0);
+pub static MALLOC_RATE: Array<u64> = Array::with_max_entries(SAMPLING_LEVELS, 0);
+
+/// How many objects live, and the level of sampling that follows from it.
+#[map]
+pub static LIVE_STATE: Array<u64> = Array::with_max_entries(LIVE_STATES, 0);
 
 /// All calls of native allocators, sampled or not.
 #[map]

@@ -38,6 +38,8 @@ pub struct Thread {
     pub by_uretprobe: u64,
     /// Bytes until the next sample; zero: not drawn.
     pub countdown: u64,
+    /// The level of sampling at which that was drawn.
+    pub level: u64,
     /// Where a stack is put together.
     pub stack: StackRecord,
 }

@@ -231,7 +231,10 @@ impl LiveHeap {
                 rate: self.runtime_rate,
             },
             Kind::Malloc if part.object_size > 0 => Sampler::Bytes {
-                rate: self.malloc_rate,
+                rate: match part.sample_bytes {
+                    0 => self.malloc_rate,
+                    rate => rate,
+                },
             },
             _ => Sampler::Exact,
         }

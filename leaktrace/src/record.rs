@@ -394,6 +394,7 @@ impl Session<'_> {
         let goroutines = self.goroutines.as_ref().and_then(Goroutines::limit);
         let own = self.limits.iter().cloned();
         own.chain(goroutines)
+            .chain(malloc::limit(self.drain.coarsened()))
             .chain(self.unwind.0.limits())
             .chain(self.memory.limits().iter().cloned())
             .collect()

@@ -8,8 +8,8 @@ use aya::{
     util::nr_cpus,
 };
 use leaktrace_common::{
-    GoSample, GoSampling, LiveObject, MALLOC_ALLOC_BYTES, MALLOC_ALLOCS, MALLOC_FREES,
-    SiteCounters, SiteKey, StackId, StackRecord, VmEvent, loss,
+    CLASS_BITS, GoSample, GoSampling, LIVE_LEVEL, LiveObject, MALLOC_ALLOC_BYTES, MALLOC_ALLOCS,
+    MALLOC_FREES, SAMPLING_LEVELS, SiteCounters, SiteKey, StackId, StackRecord, VmEvent, loss,
 };
 
 use crate::capture::schema;
@@ -26,6 +26,8 @@ pub struct Kernel {
     go_sampling: Array<MapData, GoSampling>,
     go_hits: PerCpuArray<MapData, u64>,
     malloc_rate: Array<MapData, u64>,
+    malloc_rates: [u64; SAMPLING_LEVELS as usize],
+    live_state: Array<MapData, u64>,
     malloc_calls: PerCpuArray<MapData, u64>,
     sizes: MapSizes,
     cpus: usize,
@@ -49,6 +51,8 @@ impl Kernel {
             go_sampling: typed(ebpf, "GO_SAMPLING")?,
             go_hits: typed(ebpf, "GO_HITS")?,
             malloc_rate: typed(ebpf, "MALLOC_RATE")?,
+            malloc_rates: [0; SAMPLING_LEVELS as usize],
+            live_state: typed(ebpf, "LIVE_STATE")?,
             malloc_calls: typed(ebpf, "MALLOC_CALLS")?,
             sizes,
             cpus: nr_cpus().map_err(|(_, error)| LoadError::other("count the CPUs", error))?,
@@ -108,15 +112,39 @@ impl Kernel {
     }
 
     /// Sets how densely blocks of native allocators are taken, in bytes for each sample: 1 takes all of
-    /// them, 0 none.
+    /// them, 0 none. Gives what was set: not all that a user may ask for fits. The kernel side makes it
+    /// coarser as the live-object map fills.
     ///
     /// # Errors
     ///
     /// The map cannot be written.
-    pub fn set_malloc_rate(&mut self, rate: u64) -> Result<(), LoadError> {
-        self.malloc_rate
-            .set(0, rate, 0)
-            .map_err(|error| LoadError::other("set the sampling rate", error))
+    pub fn set_malloc_rate(&mut self, rate: u64) -> Result<u64, LoadError> {
+        self.malloc_rates = levels(rate);
+        for (level, rate) in (0..).zip(self.malloc_rates) {
+            self.malloc_rate
+                .set(level, rate, 0)
+                .map_err(|error| LoadError::other("set the sampling rate", error))?;
+        }
+        Ok(self.malloc_rates[0])
+    }
+
+    /// How often that was made coarser since the attach, and the bytes for each sample that it is now.
+    ///
+    /// # Errors
+    ///
+    /// The map cannot be read.
+    pub fn malloc_level(&self) -> Result<(u32, u64), LoadError> {
+        let level = self.live_state.get(&LIVE_LEVEL, 0);
+        let level = level.map_err(|error| LoadError::other("read the sampling level", error))?;
+        let level = (level as u32).min(SAMPLING_LEVELS - 1);
+        Ok((level, self.malloc_rates[level as usize]))
+    }
+
+    /// By which size a site's blocks were sampled, and one in how many bytes.
+    pub fn sampled_by(&self, site: SiteKey) -> (u64, u64) {
+        let level = (site.class >> CLASS_BITS) as usize;
+        let rate = self.malloc_rates.get(level).copied().unwrap_or_default();
+        (u64::from(site.class & ((1 << CLASS_BITS) - 1)), rate)
     }
 
     /// All calls of native allocators since the attach, sampled or not.
@@ -211,6 +239,24 @@ impl Kernel {
     }
 }
 
+/// Bytes for each sample by level: each level takes an eighth of the blocks that the one before takes. A
+/// map that has room for 65,536 objects is not full before 200 GiB of small ones live.
+fn levels(rate: u64) -> [u64; SAMPLING_LEVELS as usize] {
+    /// The first that leaves blocks out, where all are taken before.
+    const FINEST: u64 = 16 << 10;
+    /// What fits a site's key.
+    const COARSEST: u64 = 1 << (CLASS_BITS - 1);
+    let mut next = rate.min(COARSEST);
+    std::array::from_fn(|_| {
+        let rate = next;
+        next = match rate {
+            1 => FINEST,
+            _ => (rate * 8).min(COARSEST),
+        };
+        rate
+    })
+}
+
 /// The value whose bytes these are, if there are enough of them.
 fn pod<T: aya::Pod>(bytes: &[u8]) -> Option<T> {
     // SAFETY: any bytes are a valid value of a Pod type, and there are enough of them.
@@ -233,5 +279,28 @@ fn map_data(map: &Map) -> Result<&MapData, LoadError> {
             "use a map",
             "it is not a hash map".to_owned(),
         )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_level_is_coarser_until_the_class_has_no_more_bits() {
+        assert_eq!(levels(0), [0; 8]);
+        let of_all = [
+            1,
+            1 << 14,
+            1 << 17,
+            1 << 20,
+            1 << 23,
+            1 << 26,
+            1 << 27,
+            1 << 27,
+        ];
+        assert_eq!(levels(1), of_all);
+        assert_eq!(levels(1 << 19)[..4], [1 << 19, 1 << 22, 1 << 25, 1 << 27]);
+        assert_eq!(levels(1 << 30), [1 << 27; 8]);
     }
 }

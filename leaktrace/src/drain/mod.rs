@@ -4,6 +4,7 @@
 //! on both sides of the boundary. With `loader` this is the only module that knows aya.
 
 mod kernel;
+mod coarsened;
 mod objects;
 mod refill;
 mod sampler;
@@ -30,12 +31,14 @@ use crate::{
 };
 
 pub use self::{
+    coarsened::Coarsened,
     goroutines::{Goroutines, Purpose},
     kernel::Kernel,
     refill::RefillSampler,
     sampler::Sampler,
 };
 use self::{
+    coarsened::Steps,
     objects::{Objects, Turnover},
     sites::Sites,
 };
@@ -65,6 +68,7 @@ pub struct Drain {
     samples: u64,
     own_sampling: OwnSampling,
     malloc: bool,
+    coarsened: Steps,
     events: u64,
     code_mapped: bool,
     exec: bool,
@@ -95,6 +99,7 @@ impl Drain {
             samples: 0,
             own_sampling: OwnSampling::default(),
             malloc,
+            coarsened: Steps::default(),
             events: 0,
             code_mapped: false,
             exec: false,
@@ -242,6 +247,11 @@ impl Drain {
             .collect())
     }
 
+    /// The steps in which blocks of native allocators were sampled more coarsely.
+    pub fn coarsened(&self) -> &[Coarsened] {
+        &self.coarsened.taken
+    }
+
     /// Losses since the attach, by cause.
     pub fn losses(&self) -> Vec<schema::Loss> {
         losses(&self.losses)
@@ -258,6 +268,7 @@ impl Drain {
         self.take_events();
         let before = self.losses.clone();
         let go_buckets = self.objects()?;
+        self.coarsened.look(&self.kernel, t_ns)?;
         self.look_at_objects();
         let (go_classes, go_own_sampling) = self.own_counts();
         for (cause, count) in loss::KERNEL.into_iter().zip(self.kernel.losses()?) {
@@ -328,7 +339,7 @@ impl Drain {
                     kind,
                     class: 0,
                 };
-                let delta = delta_of(deltas, sites.walked(site, || kernel.stack(stack)));
+                let delta = delta_of(deltas, sites.walked(site, kernel));
                 delta.allocs += objects;
                 delta.alloc_bytes += bytes;
             }
@@ -347,7 +358,7 @@ impl Drain {
                     kind,
                     class: 0,
                 };
-                let delta = delta_of(deltas, sites.walked(site, || kernel.stack(stack)));
+                let delta = delta_of(deltas, sites.walked(site, kernel));
                 delta.frees += objects;
                 delta.free_bytes += bytes;
                 add_freed(&mut delta.freed, cohort, objects, bytes);
@@ -431,10 +442,7 @@ impl Drain {
                 // All of this is in the profile's state at the attach.
                 KIND_GO_HEAP if self.index == 0 => continue,
                 KIND_GO_HEAP => self.sites.of_bucket(site.stack),
-                _ => {
-                    let kernel = &self.kernel;
-                    self.sites.walked(site, || kernel.stack(site.stack))
-                }
+                _ => self.sites.walked(site, &self.kernel),
             };
             let delta = delta_of(&mut self.deltas, id);
             delta.allocs += counters.allocs;

@@ -4,9 +4,10 @@ use std::collections::HashMap;
 
 use leaktrace_common::{
     GoSample, KIND_BRK, KIND_GO_HEAP, KIND_MALLOC, KIND_MMAP, STACK_BROKEN, STACK_LEAF_CALLER,
-    STACK_NO_RULE, STACK_TRUNCATED, STACK_UNREADABLE, SiteKey, StackId, StackRecord,
+    STACK_NO_RULE, STACK_TRUNCATED, STACK_UNREADABLE, SiteKey, StackId,
 };
 
+use super::Kernel;
 use crate::{capture::schema, inventory::Bucket};
 
 /// Sites seen so far, and those that the capture does not have yet.
@@ -17,17 +18,14 @@ pub(super) struct Sites {
 }
 
 impl Sites {
-    /// The site whose stack the kernel side walked; `look_up` is asked for that of a new one.
-    pub(super) fn walked(
-        &mut self,
-        site: SiteKey,
-        look_up: impl FnOnce() -> Option<StackRecord>,
-    ) -> u32 {
-        let sampling = match site.class {
-            0 => schema::Sampling::Runtime,
-            _ => schema::Sampling::Bytes,
+    /// The site whose stack the kernel side walked; `kernel` is asked for that of a new one.
+    pub(super) fn walked(&mut self, site: SiteKey, kernel: &Kernel) -> u32 {
+        let (object_size, sample_bytes) = kernel.sampled_by(site);
+        let (sampling, sample_bytes) = match object_size {
+            0 => (schema::Sampling::Runtime, 0),
+            _ => (schema::Sampling::Bytes, sample_bytes),
         };
-        let described = || match look_up() {
+        let described = || match kernel.stack(site.stack) {
             Some(record) => schema::Site {
                 pcs: record
                     .frames
@@ -46,8 +44,9 @@ impl Sites {
             },
         };
         self.intern(site, || schema::Site {
-            object_size: site.class.into(),
+            object_size,
             sampling: sampling.into(),
+            sample_bytes,
             ..described()
         })
     }

@@ -74,6 +74,7 @@ impl Builder {
         for site in &interval.sites {
             let part = self.parts.of(site.id, site.kind(), site.object_size);
             part.refill = site.sampling() == Sampling::Refill;
+            part.sample_bytes = site.sample_bytes;
         }
         for class in &interval.go_classes {
             self.class_totals

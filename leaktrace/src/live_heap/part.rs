@@ -35,6 +35,8 @@ pub struct Part {
     pub object_size: u64,
     /// Whether leaktrace sampled its objects itself, at refills of the allocator's spans.
     pub refill: bool,
+    /// Bytes for each sample of its blocks; zero where the capture says it for all of them.
+    pub(super) sample_bytes: u64,
     /// Of its samples, those that followed another of its own.
     pub(super) repeats: u64,
     /// Totals where they changed, slots rising.

@@ -216,6 +216,7 @@ impl Loaded {
             })
             .override_global(aya_log::LEVEL, &log_level, true)
             .override_global("TARGET_TGID", &tgid, true)
+            .override_global("LIVE_CAPACITY", &sizes.live_objects, true)
             .override_global("GO_SPECIAL_KIND", &kind_offset, true)
             .override_global("GO_KIND_PROFILE", &kind_profile, true)
             .override_global("GO_SPECIAL_BUCKET", &bucket_offset, true)

@@ -3,7 +3,12 @@
 
 use std::{thread, time::Duration};
 
-use crate::{capture::schema::MallocSampling, drain::Kernel, loader::LoadError};
+use crate::{
+    capture::schema::{Limit, MallocSampling},
+    drain::{Coarsened, Kernel},
+    loader::LoadError,
+    report::human,
+};
 
 /// How densely leaktrace samples what it samples itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,10 +59,42 @@ pub(super) fn begin(
             (if rate <= SLOW { 1 } else { Sample::DEFAULT }, rate)
         }
     };
-    kernel.set_malloc_rate(sample_bytes)?;
+    let sample_bytes = kernel.set_malloc_rate(sample_bytes)?;
     Ok(MallocSampling {
         sample_bytes,
         asked_for: asked.is_some(),
         allocs_per_s,
     })
+}
+
+/// What is not known of blocks since their sampling was made coarser.
+pub(super) fn limit(steps: &[Coarsened]) -> Option<Limit> {
+    let told = steps.iter().map(|step| {
+        let bytes = human::bytes(step.sample_bytes as f64);
+        let since = human::seconds(step.t_ns as f64 / 1e9);
+        format!("one in {bytes} since {since}")
+    });
+    let told: Vec<_> = told.collect();
+    (!steps.is_empty()).then(|| Limit {
+        what: "blocks of native allocators one by one".to_owned(),
+        reason: format!(
+            "more live than there is room for (`--live-objects`), so that they are sampled: {}",
+            told.join(", ")
+        ),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn coarser_sampling_is_told() {
+        assert_eq!(limit(&[]), None);
+        let steps = [(1_200_000_000, 16 << 10), (3_000_000_000, 128 << 10)];
+        let steps = steps.map(|(t_ns, sample_bytes)| Coarsened { t_ns, sample_bytes });
+        let reason = limit(&steps).unwrap().reason;
+        let told = "sampled: one in 16.0 KiB since 1.2 s, one in 128.0 KiB since 3 s";
+        assert!(reason.ends_with(told), "{reason}");
+    }
 }
