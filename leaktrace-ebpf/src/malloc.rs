@@ -143,7 +143,7 @@ fn leave(regs: &pt_regs, sp: u64, ret: u64, result: u64) -> Result<(), Loss> {
     };
     let site = SiteKey {
         stack: stack::of_call(
-            &mut thread.stack,
+            &mut thread.walk,
             thread.function,
             ret,
             sp.wrapping_add(8),

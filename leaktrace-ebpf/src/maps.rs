@@ -49,7 +49,7 @@ pub static INFLIGHT: HashMap<u64, crate::call::Call> = HashMap::with_max_entries
 /// Where a stack is put together. Used by tracepoint programs only: they run with preemption
 /// off, so that nobody else writes the slot meanwhile.
 #[map]
-pub static SCRATCH: PerCpuArray<StackRecord> = PerCpuArray::with_max_entries(1, 0);
+pub static SCRATCH: PerCpuArray<crate::walk::Walk> = PerCpuArray::with_max_entries(1, 0);
 
 /// Garbage collections completed since the attach: one value.
 #[map]

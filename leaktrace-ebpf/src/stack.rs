@@ -9,7 +9,7 @@ use leaktrace_common::{STACK_TRUNCATED, StackId, StackRecord};
 use crate::{
     loss::{self, Loss},
     maps::{SCRATCH, STACKS},
-    walk::{walk, walk_from_caller},
+    walk::Walk,
 };
 
 /// The stack of the current system call: its id, or zero if it could not be kept (counted).
@@ -31,20 +31,20 @@ pub fn of_system_call() -> StackId {
 
 #[inline(always)]
 fn capture(ip: u64, sp: u64, bp: u64) -> StackId {
-    let Some(record) = SCRATCH.get_ptr_mut(0) else {
+    let Some(walk) = SCRATCH.get_ptr_mut(0) else {
         return StackId(0);
     };
     // SAFETY: a per-CPU slot that nobody else uses while this program runs (see `SCRATCH`).
-    let record = unsafe { &mut *record };
-    let id = walk(record, ip, sp, bp);
-    keep(id, record)
+    let walk = unsafe { &mut *walk };
+    let id = walk.take_here(ip, sp, bp);
+    keep(id, &walk.record)
 }
 
-/// The stack of a call of `function` that has just returned to `ret`, put together in `record`.
+/// The stack of a call of `function` that has just returned to `ret`, put together in `walk`.
 #[inline(always)]
-pub fn of_call(record: &mut StackRecord, function: u64, ret: u64, sp: u64, bp: u64) -> StackId {
-    let id = walk_from_caller(record, function, ret, sp, bp);
-    keep(id, record)
+pub fn of_call(walk: &mut Walk, function: u64, ret: u64, sp: u64, bp: u64) -> StackId {
+    let id = walk.take_from_caller(function, ret, sp, bp);
+    keep(id, &walk.record)
 }
 
 #[inline(always)]

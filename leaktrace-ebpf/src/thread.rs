@@ -6,12 +6,13 @@
 //! lies below the stack pointer or holds something else, and the call is given up.
 
 use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_probe_read_user};
-use leaktrace_common::{LiveObject, StackRecord};
+use leaktrace_common::LiveObject;
 
 use crate::{
     live,
     loss::{self, Loss},
     maps::{NEW_THREAD, THREADS},
+    walk::Walk,
 };
 
 /// A thread of the target. Only programs that run on behalf of the thread itself touch it.
@@ -41,7 +42,7 @@ pub struct Thread {
     /// The level of sampling at which that was drawn.
     pub level: u64,
     /// Where a stack is put together.
-    pub stack: StackRecord,
+    pub walk: Walk,
 }
 
 /// The current thread, if it has called an allocator before.

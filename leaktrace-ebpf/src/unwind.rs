@@ -75,10 +75,17 @@ pub fn leave(registers: &mut Registers, row: Option<UnwindRow>) -> Result<u64, u
     if cfa <= sp {
         return Err(STACK_BROKEN);
     }
+    registers.sp = cfa;
+    // The usual case, by one reading: the frame pointer was pushed before everything else.
+    if saved_at == -16 {
+        let words = read(cfa.wrapping_sub(16) as *const (u64, u64));
+        let (saved, ret) = words.ok_or(STACK_UNREADABLE)?;
+        registers.bp = saved;
+        return Ok(ret);
+    }
     if saved_at != 0 {
         registers.bp = word(cfa.wrapping_add_signed(saved_at))?;
     }
-    registers.sp = cfa;
     word(cfa.wrapping_sub(8))
 }
 

@@ -10,57 +10,93 @@
 //! it, and the walk ends there rather than leave them out. Only where user space says that the
 //! function has changed stacks, as Go's `asmcgocall` does, is it followed.
 
-use leaktrace_common::{MAX_FRAMES, STACK_LEAF_CALLER, STACK_TRUNCATED, StackId, StackRecord};
+use leaktrace_common::{
+    MAX_FRAMES, STACK_LEAF_CALLER, STACK_TRUNCATED, StackId, StackRecord, UnwindRow,
+};
 
 use crate::{
     thread,
     unwind::{Registers, leave, read, row},
 };
 
-/// Fills `record` from the registers of the innermost frame; gives the hash of what it found.
-#[inline(always)]
-pub fn walk(record: &mut StackRecord, ip: u64, sp: u64, bp: u64) -> StackId {
-    record.frames[0] = ip;
-    outward(record, 1, mix(0, ip), Registers { sp, bp })
+/// Where a stack is put together. Stacks that follow one another have most of their frames in common, so
+/// that the rows of the last one are kept.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Walk {
+    pub record: StackRecord,
+    /// The row of each frame of `record`, or [`NO_ROW`].
+    rows: [u64; MAX_FRAMES],
 }
 
-/// Fills `record` for a function that has just returned to `ret`, with the registers that its caller
-/// has now.
-#[inline(always)]
-pub fn walk_from_caller(
-    record: &mut StackRecord,
-    function: u64,
-    ret: u64,
-    sp: u64,
-    bp: u64,
-) -> StackId {
-    record.frames[0] = function;
-    record.frames[1] = ret;
-    outward(record, 2, mix(mix(0, function), ret), Registers { sp, bp })
+/// Not known.
+const NO_ROW: u64 = 0;
+
+impl Walk {
+    /// From the registers of the innermost frame; gives the hash of what it found.
+    #[inline(always)]
+    pub fn take_here(&mut self, ip: u64, sp: u64, bp: u64) -> StackId {
+        self.set(0, ip);
+        outward(self, 1, mix(0, ip), Registers { sp, bp })
+    }
+
+    /// For a function that has just returned to `ret`, with the registers that its caller has now.
+    #[inline(always)]
+    pub fn take_from_caller(&mut self, function: u64, ret: u64, sp: u64, bp: u64) -> StackId {
+        self.set(0, function);
+        self.set(1, ret);
+        outward(self, 2, mix(mix(0, function), ret), Registers { sp, bp })
+    }
+
+    #[inline(always)]
+    fn set(&mut self, frame: usize, address: u64) {
+        let frame = frame & (MAX_FRAMES - 1);
+        if self.record.frames[frame] != address {
+            self.record.frames[frame] = address;
+            self.rows[frame] = NO_ROW;
+        }
+    }
+
+    /// How to leave a frame.
+    #[inline(always)]
+    fn row(&mut self, frame: usize, address: u64) -> Option<UnwindRow> {
+        let known = &raw mut self.rows[frame & (MAX_FRAMES - 1)];
+        // SAFETY: it points into `self`, and a row is as large as the word that holds it.
+        unsafe {
+            match known.read_volatile() {
+                NO_ROW => {
+                    let row = row(address)?;
+                    known.cast::<UnwindRow>().write_volatile(row);
+                    Some(row)
+                }
+                row => Some(core::mem::transmute::<u64, UnwindRow>(row)),
+            }
+        }
+    }
 }
 
 /// Goes on from the last of the `len` frames that `record` has, whose registers these are.
 ///
 /// What differs from one way through the loop to the next and is looked at again (flags, the address) goes
-/// through `record`: the verifier does not follow values there, and so the ways are one again at the end of
+/// through `walk`: the verifier does not follow values there, and so the ways are one again at the end of
 /// each turn. It follows 210,000 instructions so, and 390,000 with the same in registers.
 #[inline(always)]
-fn outward(record: &mut StackRecord, len: usize, hash: u64, registers: Registers) -> StackId {
+fn outward(walk: &mut Walk, len: usize, hash: u64, registers: Registers) -> StackId {
     let (mut len, mut hash, mut registers) = (len, hash, registers);
     let mut end = STACK_TRUNCATED;
-    record.flags = 0;
+    walk.record.flags = 0;
     for _ in 0..MAX_FRAMES {
         if len >= MAX_FRAMES {
             break;
         }
-        let address = &raw const record.frames[(len - 1) & (MAX_FRAMES - 1)];
-        // SAFETY: it points into `record`.
+        let address = &raw const walk.record.frames[(len - 1) & (MAX_FRAMES - 1)];
+        // SAFETY: it points into `walk`.
         let address = unsafe { address.read_volatile() };
         // The instruction whose frame is to be left: behind a call that is the call.
-        let row = row(address.wrapping_sub(u64::from(len > 1)));
+        let row = walk.row(len - 1, address.wrapping_sub(u64::from(len > 1)));
         let left = match leaf_caller(&registers, len == 1 && row.is_none()) {
             Some(caller) => {
-                record.flags |= STACK_LEAF_CALLER;
+                walk.record.flags |= STACK_LEAF_CALLER;
                 registers.sp = registers.sp.wrapping_add(8);
                 Ok(caller)
             }
@@ -77,13 +113,13 @@ fn outward(record: &mut StackRecord, len: usize, hash: u64, registers: Registers
                 break;
             }
         };
-        record.frames[len & (MAX_FRAMES - 1)] = ret;
+        walk.set(len, ret);
         hash = mix(hash, ret);
         len += 1;
     }
-    record.len = len as u32;
-    record.flags |= end;
-    StackId(mix(hash, len as u64 | (record.flags as u64) << 32) | 1)
+    walk.record.len = len as u32;
+    walk.record.flags |= end;
+    StackId(mix(hash, len as u64 | (walk.record.flags as u64) << 32) | 1)
 }
 
 /// Where a function really returns to, whose frame `registers` have just left. While a uretprobe waits for
