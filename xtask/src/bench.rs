@@ -4,8 +4,11 @@
 //! again: what else the machine does falls on both alike. The figures are ratios within one turn,
 //! against the mean of what is before and after it. It is built with the runtime's heap sampler and
 //! without, where leaktrace samples for itself; and beside it stands what a uprobe on every allocation
-//! would cost. Another case is what reading a large capture takes.
+//! would cost. Another case is what reading a large capture takes, and one a native allocator, beside other
+//! tools.
 
+mod native;
+mod peers;
 mod report;
 
 use std::{
@@ -101,6 +104,9 @@ pub(crate) fn run(pairs: u32, seconds: u64, workers: Option<u32>, only: &str) ->
     if report::NAME.contains(only) {
         report::measure(pairs)?;
     }
+    if native::NAME.contains(only) {
+        native::measure(pairs, Duration::from_secs(seconds))?;
+    }
     let mut cases = CASES
         .iter()
         .filter(|case| case.name.contains(only))
@@ -164,7 +170,7 @@ fn measure(case: &Case, pairs: u32, window: Duration, workers: Option<u32>) -> R
     };
     for turn in 1..=pairs {
         let before = throughput(&service, window)?;
-        let under_record = under_leaktrace(&service, window)?;
+        let under_record = under_leaktrace(&service, window, &[])?;
         thread::sleep(SETTLE);
         let after = throughput(&service, window)?;
         let record = under_record / f64::midpoint(before, after);
@@ -205,8 +211,8 @@ fn rate(line: &str) -> Option<f64> {
     rest.trim_end_matches('}').parse().ok()
 }
 
-/// Throughput while leaktrace records.
-fn under_leaktrace(service: &Service, window: Duration) -> Result<f64> {
+/// Throughput while leaktrace records with these options.
+fn under_leaktrace(service: &Service, window: Duration, options: &[&str]) -> Result<f64> {
     let folder = workspace::target().join("bench");
     fs::create_dir_all(&folder)
         .with_context(|| format!("failed to create `{}`", folder.display()))?;
@@ -226,7 +232,8 @@ fn under_leaktrace(service: &Service, window: Duration) -> Result<f64> {
             "10m",
             "-o",
         ])
-        .arg(&file);
+        .arg(&file)
+        .args(options);
     let mut record = Tracer::start(&mut command)?;
     record.wait_until_attached()?;
     thread::sleep(SETTLE);

@@ -11,7 +11,7 @@
 //! | `…-nopprof` | `reload`, `pipeline` and `churn` without the sampler: `runtime.MemProfileRate` is 0 |
 //! | `vm`, `rates` | `tests/targets/c/vm.c` and `rates.c` |
 //! | `allocs`, `allocs-static`, `allocs-musl` | `tests/targets/native/allocs.c` with glibc, with glibc inside, with musl inside |
-//! | `sizes` | `tests/targets/native/sizes.c` |
+//! | `sizes`, `pairs` | `tests/targets/native/sizes.c` and `pairs.c` |
 //! | `operators`, `libhidden.so` | `tests/targets/native/operators.cpp`, and `hidden.c`: an allocator whose returns cannot be found |
 //! | `rusty` | `tests/targets/rust/rusty`, with jemalloc inside |
 //! | `stacks`, `libplugin.so` | `tests/targets/cpp`: optimized, without frame pointers, stripped; their debug information is in `debug/` |
@@ -246,7 +246,7 @@ struct Native {
     arguments: &'static [&'static str],
 }
 
-const NATIVE: [Native; 6] = [
+const NATIVE: [Native; 7] = [
     Native {
         name: "allocs",
         source: "allocs.c",
@@ -279,6 +279,12 @@ const NATIVE: [Native; 6] = [
         arguments: &[],
     },
     Native {
+        name: "pairs",
+        source: "pairs.c",
+        compiler: "gcc",
+        arguments: &[],
+    },
+    Native {
         name: "operators",
         source: "operators.cpp",
         compiler: "g++",
@@ -291,6 +297,17 @@ const NATIVE: [Native; 6] = [
         arguments: &["-shared", "-fPIC", "-O2", "-foptimize-sibling-calls"],
     },
 ];
+
+/// Builds one of them, by its name.
+///
+/// # Errors
+///
+/// When there is none, or the compiler fails.
+pub(crate) fn build_native_program(name: &str) -> Result<()> {
+    let native = NATIVE.iter().find(|native| native.name == name);
+    let native = native.with_context(|| format!("there is no `{name}`"))?;
+    build_native(native, &workspace::targets())
+}
 
 fn build_native(native: &Native, out: &Path) -> Result<()> {
     let folder = workspace::root().join("tests/targets/native");
