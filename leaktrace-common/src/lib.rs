@@ -132,6 +132,10 @@ pub struct AllocatorCall {
 /// with others says nothing, and the address to which that returns is the kernel's.
 pub const ALLOCATOR_URETPROBE: u8 = 1 << 7;
 
+/// Added to the action: the allocator is glibc's, which keeps the size of a block's chunk in the word before
+/// the block.
+pub const ALLOCATOR_CHUNKS: u8 = 1 << 6;
+
 /// The return address lies above the place to which the frame pointer points.
 pub const BY_FRAME_POINTER: u32 = u32::MAX;
 
@@ -311,6 +315,27 @@ pub const GO_LARGE: u32 = 1;
 /// Kinds of hits.
 pub const GO_HIT_KINDS: u32 = 2;
 
+/// A block of a native allocator was handed out or given back while a window was open.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BlockEvent {
+    /// When: the end of the call that handed it out, the beginning of the one that took it back.
+    pub at: Ktime,
+    /// Its address.
+    pub address: u64,
+    /// Where it was allocated.
+    pub stack: StackId,
+    /// Bytes asked for; [`NO_SIZE`] for a death.
+    pub size: u64,
+    /// Its size class: the chunk's size, rounded up where that is large. Zero: it cannot be told.
+    pub class: u32,
+    /// The thread.
+    pub thread: u32,
+}
+
+/// The size in the record of a block that was given back.
+pub const NO_SIZE: u64 = u64::MAX;
+
 /// Index of the counter of a native allocator's blocks, sampled or not: blocks allocated.
 pub const MALLOC_ALLOCS: u32 = 0;
 /// Bytes of these.
@@ -350,8 +375,10 @@ pub mod loss {
     pub const CALL_ABANDONED: u32 = 11;
     /// More threads than the map of allocator calls holds; their calls are not seen.
     pub const THREADS_FULL: u32 = 12;
+    /// The record of a block's birth or death in a window did not fit the ring buffer.
+    pub const BLOCK_RING_FULL: u32 = 13;
     /// Number of causes.
-    pub const COUNT: u32 = 13;
+    pub const COUNT: u32 = 14;
 }
 
 const _: () = assert!(size_of::<SiteKey>() == 16, "SiteKey has padding");
@@ -372,13 +399,14 @@ const _: () = assert!(
     size_of::<GoSample>() == 72 + 8 * MAX_FRAMES,
     "GoSample has padding"
 );
+const _: () = assert!(size_of::<BlockEvent>() == 40, "BlockEvent has padding");
 const _: () = assert!(size_of::<GoSampling>() == 16, "GoSampling has padding");
 
 #[cfg(feature = "user")]
 mod user {
     use super::{
-        AllocatorCall, GoSample, GoSampling, LiveObject, SiteCounters, SiteKey, StackRecord,
-        UnwindPage, UnwindRow, VmEvent,
+        AllocatorCall, BlockEvent, GoSample, GoSampling, LiveObject, SiteCounters, SiteKey,
+        StackRecord, UnwindPage, UnwindRow, VmEvent,
     };
 
     // SAFETY: repr(C), integers only, no padding (asserted above): any bytes are a valid value.
@@ -395,6 +423,8 @@ mod user {
     unsafe impl aya::Pod for UnwindRow {}
     // SAFETY: as above.
     unsafe impl aya::Pod for AllocatorCall {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for BlockEvent {}
     // SAFETY: as above.
     unsafe impl aya::Pod for VmEvent {}
     // SAFETY: as above.

@@ -21,6 +21,7 @@ pub enum Loss {
     SampleRingFull = loss::SAMPLE_RING_FULL,
     CallAbandoned = loss::CALL_ABANDONED,
     ThreadsFull = loss::THREADS_FULL,
+    BlockRingFull = loss::BLOCK_RING_FULL,
 }
 
 /// Adds one to the count of `cause`.

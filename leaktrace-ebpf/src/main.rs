@@ -22,8 +22,10 @@ mod vm;
 mod go;
 mod refill;
 mod poisson;
+mod arguments;
 mod thread;
 mod sampling;
+mod windows;
 mod malloc;
 mod free;
 

@@ -10,12 +10,13 @@ use aya_ebpf::{
     programs::{ProbeContext, RetProbeContext},
 };
 use leaktrace_common::{
-    ALLOCATOR_ALLOCATE, ALLOCATOR_EXPAND, ALLOCATOR_RESIZE, ALLOCATOR_STORE, ALLOCATOR_URETPROBE,
-    AllocatorCall, BY_FRAME_POINTER, KIND_MALLOC, MALLOC_ALLOC_BYTES, MALLOC_ALLOCS, MALLOC_FREES,
-    NO_ARGUMENT, SiteKey,
+    ALLOCATOR_ALLOCATE, ALLOCATOR_CHUNKS, ALLOCATOR_EXPAND, ALLOCATOR_RESIZE, ALLOCATOR_STORE,
+    ALLOCATOR_URETPROBE, AllocatorCall, BY_FRAME_POINTER, KIND_MALLOC, MALLOC_ALLOC_BYTES,
+    MALLOC_ALLOCS, MALLOC_FREES, NO_ARGUMENT, SiteKey,
 };
 
 use crate::{
+    arguments::{argument, arguments},
     go::registers,
     live,
     loss::Loss,
@@ -23,6 +24,7 @@ use crate::{
     sampling::{self, count},
     stack,
     thread::{self, Thread, read},
+    windows,
 };
 
 /// An allocator's function begins.
@@ -35,10 +37,15 @@ pub fn try_enter(ctx: &ProbeContext) -> Result<(), Loss> {
     };
     let sp = place_of_return(regs, call);
     let thread = thread::current()?;
+    let window = windows::number();
+    if thread.window != window {
+        // While no probe was live the thread went on: what was under way is over.
+        (thread.window, thread.sp) = (window, 0);
+    }
     if thread.is_within(sp) {
         return Ok(());
     }
-    let action = u64::from(call.action & !ALLOCATOR_URETPROBE);
+    let action = u64::from(call.action & !(ALLOCATOR_URETPROBE | ALLOCATOR_CHUNKS));
     let by_uretprobe = call.action & ALLOCATOR_URETPROBE;
     let arguments = arguments(regs);
     let block = argument(&arguments, call.block);
@@ -53,7 +60,10 @@ pub fn try_enter(ctx: &ProbeContext) -> Result<(), Loss> {
         thread.block = block;
         let resizes =
             action == u64::from(ALLOCATOR_RESIZE) || action == u64::from(ALLOCATOR_EXPAND);
-        if resizes && let Some(old) = live::take(block) {
+        if resizes && window != 0 {
+            thread.entered = windows::now();
+            thread.old_class = u64::from(windows::class(call, block));
+        } else if resizes && let Some(old) = live::take(block) {
             thread.old = old;
         }
     }
@@ -63,6 +73,7 @@ pub fn try_enter(ctx: &ProbeContext) -> Result<(), Loss> {
         count => size.wrapping_mul(argument(&arguments, count)),
     };
     thread.action = action;
+    thread.has_chunks = u64::from(call.action & ALLOCATOR_CHUNKS);
     thread.by_uretprobe |= u64::from(by_uretprobe);
     thread.function = call.function;
     thread.ret = read(sp)?;
@@ -129,8 +140,8 @@ fn leave(regs: &pt_regs, sp: u64, ret: u64, result: u64) -> Result<(), Loss> {
     let block = match thread.action as u8 {
         ALLOCATOR_ALLOCATE => result,
         ALLOCATOR_STORE if result as u32 == 0 => read(thread.block)?,
-        ALLOCATOR_RESIZE => resized(thread, result != 0, result),
-        ALLOCATOR_EXPAND => resized(thread, result >= thread.size, thread.block),
+        ALLOCATOR_RESIZE => resized(thread, result != 0, result)?,
+        ALLOCATOR_EXPAND => resized(thread, result >= thread.size, thread.block)?,
         _ => 0,
     };
     if block == 0 {
@@ -138,7 +149,12 @@ fn leave(regs: &pt_regs, sp: u64, ret: u64, result: u64) -> Result<(), Loss> {
     }
     count(MALLOC_ALLOCS, 1);
     count(MALLOC_ALLOC_BYTES, thread.size);
-    let Some(class) = sampling::class(thread) else {
+    let window = windows::number();
+    let class = match window {
+        0 => sampling::class(thread),
+        _ => Some(windows::class_of(thread.has_chunks, block)),
+    };
+    let Some(class) = class else {
         return Ok(());
     };
     let site = SiteKey {
@@ -152,6 +168,9 @@ fn leave(regs: &pt_regs, sp: u64, ret: u64, result: u64) -> Result<(), Loss> {
         kind: KIND_MALLOC,
         class,
     };
+    if window != 0 {
+        return windows::born(block, site.stack, thread.size, class);
+    }
     live::born(block, site, thread.size);
     Ok(())
 }
@@ -159,30 +178,23 @@ fn leave(regs: &pt_regs, sp: u64, ret: u64, result: u64) -> Result<(), Loss> {
 /// What became of the block that was to be resized; gives the new one, which is `block` if that was
 /// done. Nothing asked for and nothing given: the old block is freed.
 #[inline(always)]
-fn resized(thread: &mut Thread, done: bool, block: u64) -> u64 {
+fn resized(thread: &mut Thread, done: bool, block: u64) -> Result<u64, Loss> {
     if !done && thread.size != 0 {
         thread.put_back();
-        return 0;
+        return Ok(0);
     }
     if thread.block != 0 {
         count(MALLOC_FREES, 1);
-        if thread.old.kind != 0 {
+        if windows::number() != 0 {
+            if thread.window != 0 {
+                windows::freed(thread.block, thread.entered, thread.old_class as u32)?;
+            }
+        } else if thread.old.kind != 0 {
             live::count_free_of(&thread.old);
             thread.old.kind = 0;
         } else {
             sampling::unseen_free();
         }
     }
-    if done { block } else { 0 }
-}
-
-/// The arguments as the System V ABI passes them, and zeros: [`NO_ARGUMENT`] is one of these.
-#[inline(always)]
-fn arguments(regs: &pt_regs) -> [u64; 8] {
-    [regs.rdi, regs.rsi, regs.rdx, regs.rcx, regs.r8, 0, 0, 0]
-}
-
-#[inline(always)]
-fn argument(arguments: &[u64; 8], n: u8) -> u64 {
-    arguments[usize::from(n & 7)]
+    Ok(if done { block } else { 0 })
 }

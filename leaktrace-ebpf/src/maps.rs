@@ -89,6 +89,15 @@ pub static MALLOC_RATE: Array<u64> = Array::with_max_entries(SAMPLING_LEVELS, 0)
 #[map]
 pub static LIVE_STATE: Array<u64> = Array::with_max_entries(LIVE_STATES, 0);
 
+/// The number of the window in which each block of native allocators is sent; zero: none is open. User
+/// space changes it during the run.
+#[map]
+pub static MALLOC_WINDOW: Array<u64> = Array::with_max_entries(1, 0);
+
+/// What happens to blocks while a window is open.
+#[map]
+pub static BLOCKS: RingBuf = RingBuf::with_byte_size(4096, 0);
+
 /// All calls of native allocators, sampled or not.
 #[map]
 pub static MALLOC_CALLS: PerCpuArray<u64> = PerCpuArray::with_max_entries(MALLOC_COUNTS, 0);

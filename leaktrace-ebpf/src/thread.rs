@@ -6,7 +6,7 @@
 //! lies below the stack pointer or holds something else, and the call is given up.
 
 use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_probe_read_user};
-use leaktrace_common::LiveObject;
+use leaktrace_common::{Ktime, LiveObject};
 
 use crate::{
     live,
@@ -37,6 +37,14 @@ pub struct Thread {
     pub action: u64,
     /// Not zero: a uretprobe tells when it returns.
     pub by_uretprobe: u64,
+    /// When it began, if it resizes a block in a window.
+    pub entered: Ktime,
+    /// The size class of that block.
+    pub old_class: u64,
+    /// The window that was open when it began; zero: none was.
+    pub window: u64,
+    /// Not zero: see [`ALLOCATOR_CHUNKS`](leaktrace_common::ALLOCATOR_CHUNKS).
+    pub has_chunks: u64,
     /// Bytes until the next sample; zero: not drawn.
     pub countdown: u64,
     /// The level of sampling at which that was drawn.

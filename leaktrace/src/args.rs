@@ -3,8 +3,11 @@
 use std::{path::PathBuf, time::Duration};
 
 use clap::{CommandFactory as _, Parser, Subcommand, ValueEnum};
-use jiff::SignedDuration;
 use leaktrace::{export, loader::MapSizes, plan::Families, record, report, verdict};
+
+use values::{duration, entries, interval, percent, ring_bytes, sample};
+
+mod values;
 
 /// Attach to a running process and name the allocations it never frees.
 #[derive(Parser)]
@@ -62,6 +65,11 @@ pub(crate) struct Record {
     /// process that allocates slowly].
     #[arg(long, value_name = "SIZE", value_parser = sample)]
     sample: Option<record::Sample>,
+    /// Most that tracing native allocators may cost, in percent of a processor, or of the processor time that
+    /// the process uses if that is more; where it would cost more it is traced in short windows [default: 3,
+    /// and no bound with --sample].
+    #[arg(long, value_name = "PCT", value_parser = percent)]
+    max_overhead: Option<f64>,
     /// Switch a Go heap sampler on that is off, and off again at the end. This writes one variable
     /// of the process, runtime.MemProfileRate; nothing else ever writes to it.
     #[arg(long)]
@@ -116,6 +124,7 @@ impl Record {
             interval: self.interval,
             families: families(&self.probe),
             sample: self.sample,
+            max_overhead: self.max_overhead,
             go_enable_heap_profile: self.go_enable_heap_profile,
             sizes: MapSizes {
                 live_objects: self.live_objects,
@@ -143,6 +152,9 @@ pub(crate) struct Top {
     /// Bytes for each sample of what leaktrace samples itself, or `all`; as of `record`.
     #[arg(long, value_name = "SIZE", value_parser = sample)]
     sample: Option<record::Sample>,
+    /// Most that tracing native allocators may cost, in percent; as of `record`.
+    #[arg(long, value_name = "PCT", value_parser = percent)]
+    max_overhead: Option<f64>,
 }
 
 impl Top {
@@ -153,6 +165,7 @@ impl Top {
             interval: self.interval,
             families: families(&self.probe),
             sample: self.sample,
+            max_overhead: self.max_overhead,
             go_enable_heap_profile: false,
             sizes: MapSizes::default(),
             kernel_log: false,
@@ -404,70 +417,9 @@ pub(crate) enum Format {
     Json,
 }
 
-/// `10s`, `5m`, `1h`, `1h30m`.
-fn duration(text: &str) -> Result<Duration, String> {
-    let parsed: SignedDuration = text
-        .parse()
-        .map_err(|_| "give a duration such as 10s, 5m or 1h".to_owned())?;
-    match Duration::try_from(parsed) {
-        Ok(duration) if !duration.is_zero() => Ok(duration),
-        _ => Err("the duration must be longer than zero".to_owned()),
-    }
-}
-
-fn interval(text: &str) -> Result<Duration, String> {
-    const SHORTEST: Duration = Duration::from_millis(10);
-    duration(text).and_then(|interval| {
-        (interval >= SHORTEST)
-            .then_some(interval)
-            .ok_or_else(|| "the interval must be at least 10ms".to_owned())
-    })
-}
-
-/// Entries of a kernel map.
-fn entries() -> clap::builder::RangedI64ValueParser<u32> {
-    clap::value_parser!(u32).range(1..=1 << 24)
-}
-
-/// `512KiB`, `2MiB`, `1GiB`, or bytes.
-fn size(text: &str) -> Result<u64, String> {
-    const UNITS: [(&str, u32); 4] = [("GiB", 30), ("MiB", 20), ("KiB", 10), ("B", 0)];
-    let (number, shift) = UNITS
-        .iter()
-        .find_map(|(unit, shift)| Some((text.strip_suffix(unit)?, *shift)))
-        .unwrap_or((text, 0));
-    number
-        .trim_end()
-        .parse::<u64>()
-        .ok()
-        .and_then(|number| number.checked_mul(1 << shift))
-        .ok_or_else(|| "give a size such as 512KiB or 2MiB".to_owned())
-}
-
-fn ring_bytes(text: &str) -> Result<u32, String> {
-    const RANGE: std::ops::RangeInclusive<u64> = 4096..=1 << 30;
-    let bytes = size(text)?;
-    if bytes.is_power_of_two() && RANGE.contains(&bytes) {
-        Ok(bytes as u32)
-    } else {
-        Err("the size must be a power of two, from 4KiB to 1GiB".to_owned())
-    }
-}
-
-fn sample(text: &str) -> Result<record::Sample, String> {
-    const RANGE: std::ops::RangeInclusive<u64> = 1024..=1 << 30;
-    if text == "all" {
-        return Ok(record::Sample::All);
-    }
-    match size(text)? {
-        bytes if RANGE.contains(&bytes) => Ok(record::Sample::Bytes(bytes)),
-        _ => Err("give a size from 1KiB to 1GiB, or `all`".to_owned()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{values::size, *};
 
     #[test]
     fn the_command_line_is_consistent() {

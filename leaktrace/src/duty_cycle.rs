@@ -11,6 +11,10 @@
 
 use std::time::Duration;
 
+mod windows;
+
+pub use windows::{Spent, Windows};
+
 /// Length of a period.
 pub const PERIOD: Duration = Duration::from_secs(1);
 /// What one hit costs the target: a breakpoint on an emulated instruction (half of it), the program, its

@@ -23,18 +23,23 @@ use std::hash::Hash;
 use crate::capture::Capture;
 use crate::capture::schema::Kind;
 
+mod balance;
 mod builder;
 mod estimate;
+mod memory;
 mod part;
 mod survival;
 #[cfg(test)]
 mod tests;
 
+pub use balance::{Balance, Net};
 pub use builder::Builder;
 pub use estimate::{Estimate, Sampler, Sum};
+pub use memory::ProcessGrowth;
 pub use part::Part;
 pub use survival::{Age, Survival};
 
+use balance::WindowHistory;
 use estimate::RefillClass;
 pub(crate) use estimate::Z_95;
 use part::{Death, Totals};
@@ -128,6 +133,10 @@ pub struct LiveHeap {
     malloc_rate: u64,
     /// What is known of its samples, by size of the objects.
     refill_classes: HashMap<u64, RefillClass>,
+    /// What windows have shown of an allocator's blocks.
+    windows: WindowHistory,
+    /// What the process as a whole has grown by.
+    pub process_growth: ProcessGrowth,
 }
 
 /// One allocation site as a reader would call it, over the window.
@@ -175,6 +184,8 @@ pub struct SiteHistory {
     pub unseen_deaths: u64,
     /// Slot of birth of the oldest object that lives; none when nothing does.
     pub oldest: Option<usize>,
+    /// What windows have shown, where probes were attached for windows only; the other figures rest on it.
+    pub balance: Option<Balance>,
 }
 
 impl LiveHeap {
@@ -185,6 +196,11 @@ impl LiveHeap {
             builder.add(interval);
         }
         builder.finish(&capture.header)
+    }
+
+    /// The share of the time that windows cover, and how many there were; none if there were none.
+    pub fn windows(&self) -> Option<(f64, u64)> {
+        self.windows.cover()
     }
 
     /// Puts together the parts for which `key` gives the same, in order of first appearance.
@@ -265,7 +281,12 @@ impl LiveHeap {
             deaths: BTreeMap::new(),
             unseen_deaths: 0,
             oldest: None,
+            balance: self.windows.balance(parts, self.timeline.times.len()),
         };
+        if let Some(balance) = site.balance.take() {
+            site.rest_on(balance);
+            return site;
+        }
         let mut live = Sum::default();
         for part in parts {
             self.add_part(part, &mut site, &mut live);

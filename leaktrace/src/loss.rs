@@ -18,6 +18,7 @@ pub const KERNEL: [&str; loss::COUNT as usize] = {
     names[loss::SAMPLE_RING_FULL as usize] = "sample_ring_full";
     names[loss::CALL_ABANDONED as usize] = "call_abandoned";
     names[loss::THREADS_FULL as usize] = "threads_full";
+    names[loss::BLOCK_RING_FULL as usize] = "block_ring_full";
     names
 };
 
@@ -31,6 +32,10 @@ pub const GO_SWEEPS_UNSEEN: &str = "go_sweeps_unseen";
 pub const GO_OBJECTS_UNFOLLOWED: &str = "go_objects_unfollowed";
 /// Mappings from before the attach that were unmapped.
 pub const UNMAP_OF_PREEXISTING: &str = "unmap_of_preexisting";
+/// Blocks seen in a window that could not be followed beyond it.
+pub const BLOCKS_NOT_FOLLOWED: &str = "blocks_not_followed";
+/// Allocations seen in windows beyond the limit on sites.
+pub const BLOCKS_UNSEPARATED: &str = "blocks_unseparated";
 /// Mapping calls beyond the limit on pieces of address space.
 pub const MAPPINGS_UNTRACKED: &str = "mappings_untracked";
 
@@ -104,6 +109,17 @@ pub fn meaning(cause: &str) -> Option<&'static str> {
         "call_abandoned" => {
             "calls of an allocator that were left without returning (longjmp, an exception, the end of \
              the thread); a block that such a call had allocated is missing"
+        }
+        "block_ring_full" => {
+            "allocations and frees in a window came faster than they were read; that window was left out and \
+             the next ones are shorter"
+        }
+        "blocks_not_followed" => {
+            "blocks that outlived their window found no room; should they die in a later one, that counts as \
+             the death of a block of their size, not of their site (--live-objects makes room)"
+        }
+        "blocks_unseparated" => {
+            "allocations of more sites than can be told apart; they are counted at a site without a stack"
         }
         "threads_full" => {
             "allocations of threads for which there was no room; they are missing (--threads makes room)"

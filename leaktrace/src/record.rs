@@ -3,6 +3,7 @@
 //! [`run()`] drives it and hands what comes of it to a [`Recorder`], block by block. [`record()`] is
 //! `leaktrace record`, whose recorder writes a file.
 
+mod attach;
 mod code;
 mod file;
 mod header;
@@ -27,17 +28,18 @@ use tokio::{
 };
 
 use crate::{
-    address_space::AddressSpace,
     capture::schema,
-    drain::{Drain, Goroutines, Kernel, Purpose},
-    inventory::{MemoryReader, goroutines},
+    drain::{Drain, Goroutines, Purpose},
+    inventory::MemoryReader,
     loader::{
-        KernelLog, LoadError, Loaded, MapSizes, RunCounter, UnwindMaps, check_host, ensure_tracefs,
+        KernelLog, LoadError, Loaded, MapSizes, ProbeSet, RunCounter, UnwindMaps, check_host,
+        ensure_tracefs,
     },
-    plan::{Families, Plan},
+    plan::{Families, Plan, Uprobe},
     planning,
-    sampling::{self, OwnSampling},
-    target::{AddressMap, Target, maps::Modules},
+    sampling::OwnSampling,
+    target::{Target, maps::Modules},
+    windows::MallocWindows,
 };
 
 pub(crate) use self::file::default_file;
@@ -74,6 +76,9 @@ pub struct Options {
     pub families: Families,
     /// How densely leaktrace samples what it samples itself; `None`: it chooses.
     pub sample: Option<Sample>,
+    /// Most that tracing native allocators may cost, in percent of the processor time that the target uses, or
+    /// of one processor; `None`: the default, or no bound where `sample` is given.
+    pub max_overhead: Option<f64>,
     /// Switch a Go heap sampler on that is off: the one thing that writes to the target.
     pub go_enable_heap_profile: bool,
     /// Sizes of the kernel's maps.
@@ -139,7 +144,7 @@ async fn run_window(
         .transpose()?;
     recorder.open(&target)?;
 
-    let attached = attach(
+    let attached = attach::attach(
         options,
         &target,
         &plan,
@@ -202,6 +207,12 @@ async fn watch(
         Sample::of_go_heap(options.sample),
         &mut session.drain,
     )?;
+    let mut windows = MallocWindows::start(
+        target,
+        session.windows.take(),
+        malloc::budget(options).unwrap_or_default(),
+        &mut session.drain,
+    )?;
     let start = session.start;
     let mut ticks = interval_at(start + options.interval, options.interval);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
@@ -232,14 +243,25 @@ async fn watch(
                     }
                 }
             }
-            _ = ticks.tick() => {
+            () = sleep_until(windows.at()), if windows.is_on() => {
+                match windows.act(&mut session.drain) {
+                    Ok(()) => {}
+                    Err(LoadError::Gone { .. }) => break schema::End::TargetExit,
+                    Err(error) => {
+                        let reason = format!("{:#}", anyhow::Error::new(error));
+                        session.limits.push(limit("native allocations after a while", &reason));
+                        windows.stop(&mut session.drain)?;
+                    }
+                }
+            }
+            _ = ticks.tick(), if !windows.is_open() => {
                 session.interval(recorder, false)?;
-                match session.look_for_objects(loaded) {
+                match session.look_for_objects(loaded, &mut windows) {
                     Err(LoadError::Gone { .. }) => break schema::End::TargetExit,
                     looked => looked?,
                 }
             }
-            _ = event_ticks.tick() => {
+            _ = event_ticks.tick(), if !windows.is_open() => {
                 session.drain.take_events();
                 if session.drain.code_was_mapped() {
                     session.update_unwind()?;
@@ -261,6 +283,7 @@ async fn watch(
         }
     };
     own.stop();
+    windows.stop(&mut session.drain)?;
     session.memory.whole_next();
     session.interval(recorder, true)?;
     Ok(end)
@@ -270,6 +293,7 @@ async fn watch(
 struct Session<'a> {
     target: &'a Target,
     drain: Drain,
+    windows: Option<ProbeSet>,
     memory: MemoryReader<'a>,
     goroutines: Option<Goroutines<'a>>,
     late_objects: Option<LateObjects>,
@@ -280,70 +304,6 @@ struct Session<'a> {
     start: Instant,
     intervals: u32,
     t_ns: u64,
-}
-
-fn attach<'a>(
-    options: &Options,
-    target: &'a Target,
-    plan: &Plan,
-    heap_profile: &mut HeapProfile,
-    loaded: &mut Loaded,
-    (mut unwind, mut modules): (Unwind, Modules),
-    recorder: &mut dyn Recorder,
-) -> Result<Session<'a>> {
-    let mut limits = Vec::new();
-    let mut unwind_maps = UnwindMaps::take(loaded, unwind.sizes())?;
-    unwind.update(&mut unwind_maps, &target.address_map()?, &mut modules)?;
-    let mut kernel = Kernel::take(loaded, options.sizes)?;
-    loaded.attach(plan, target)?;
-    let malloc = match plan.malloc {
-        true => Some(malloc::begin(&mut kernel, options.sample)?),
-        false => None,
-    };
-    // Now that no sample can be missed.
-    heap_profile.turn_on()?;
-    let start = Instant::now();
-    let clocks = (unix_ns(), monotonic_ns());
-    // After the probes are live, so that nothing falls between: events of mappings that are
-    // already in this picture change it to the same again.
-    let map = target.address_map()?;
-    let sample = Sample::of_go_heap(options.sample);
-    let go_heap = sampling::go_heap(target, plan, sample, options.sizes);
-    let header = header::header(options, target, plan, heap_profile, malloc, clocks);
-    recorder.header(header)?;
-    let goroutines = match &target.go {
-        Some(Ok(go)) if options.families.go || options.families.goroutine => {
-            // Why not is in the plan.
-            let reader = goroutines::Goroutines::new(target.memory, go).ok();
-            reader.map(|reader| Goroutines::new(reader, clocks.1, options.interval))
-        }
-        _ => None,
-    };
-    let runs = match options.count_runs.then(|| loaded.count_runs()).transpose() {
-        Ok(runs) => runs,
-        Err(error) => {
-            limits.push(limit("what the probes cost", &error.to_string()));
-            None
-        }
-    };
-    let mut session = Session {
-        target,
-        drain: Drain::new(kernel, address_space(target, &map), go_heap, plan.malloc),
-        memory: MemoryReader::new(target),
-        goroutines,
-        late_objects: plan
-            .watches_objects
-            .then(|| LateObjects::new(target, &mut modules)),
-        code: Code::new(modules),
-        unwind: (unwind, unwind_maps),
-        runs,
-        limits,
-        start,
-        intervals: 0,
-        t_ns: 0,
-    };
-    session.interval(recorder, false)?;
-    Ok(session)
 }
 
 impl Session<'_> {
@@ -382,9 +342,17 @@ impl Session<'_> {
     }
 
     /// Attaches probes in native code that has been mapped meanwhile.
-    fn look_for_objects(&mut self, loaded: &mut Loaded) -> Result<(), LoadError> {
+    fn look_for_objects(
+        &mut self,
+        loaded: &mut Loaded,
+        windows: &mut MallocWindows<'_>,
+    ) -> Result<(), LoadError> {
         if let Some(objects) = &mut self.late_objects {
-            let unseen = objects.look(self.target, self.code.modules(), loaded)?;
+            let attach = |probes: &[Uprobe]| match windows.is_on() {
+                true => windows.add(probes, loaded),
+                false => loaded.attach_uprobes(probes, self.target),
+            };
+            let unseen = objects.look(self.target, self.code.modules(), attach)?;
             self.limits.extend(unseen);
         }
         Ok(())
@@ -426,22 +394,6 @@ fn limit(what: &str, reason: &str) -> schema::Limit {
         what: what.to_owned(),
         reason: reason.to_owned(),
     }
-}
-
-/// The address space at the attach.
-fn address_space(target: &Target, map: &AddressMap) -> AddressSpace {
-    let mut space = AddressSpace::new(rustix::param::page_size() as u64);
-    let mut program_break = target.start_brk;
-    for (start, end, heap) in map.ranges() {
-        space.preexisting(start, end, heap);
-        if heap {
-            program_break = Some(program_break.map_or(end, |at| at.max(end)));
-        }
-    }
-    if let Some(address) = program_break {
-        space.program_break(address);
-    }
-    space
 }
 
 fn unix_ns() -> u64 {

@@ -225,7 +225,7 @@ impl<'a> OwnSampling<'a> {
 }
 
 /// A random number from 0 to 1.
-fn chance() -> f64 {
+pub(crate) fn chance() -> f64 {
     let mut bytes = [0; 4];
     // Without randomness the window stands at the beginning of its period.
     let _ = getrandom(&mut bytes, GetRandomFlags::NONBLOCK);

@@ -15,13 +15,17 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::capture::schema::Kind;
-use crate::live_heap::{SiteHistory, Survival, Timeline};
+use crate::live_heap::{ProcessGrowth, SiteHistory, Survival, Timeline};
 use crate::report::human;
 use crate::series::{self, Spread};
 
 mod owner;
+mod pace;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod windows_tests;
+mod windows;
 
 pub use owner::Owner;
 
@@ -51,17 +55,6 @@ const MAX_OLD_DEATHS: f64 = 0.15;
 /// Deaths of old objects in the last sixth of the window, as a share of what an average sixth kept,
 /// that show a cache which has filled up by now.
 const MAX_RECENT_DEATHS: f64 = 0.3;
-/// How far before the middle the centre of the births may lie, and by how many deviations.
-const SLOWING_CENTRE: f64 = 0.07;
-const SLOWING_Z: f64 = 2.5;
-/// The same told by the outer thirds: last against first.
-const SLOWING_THIRDS: f64 = 0.5;
-const SLOWING_THIRDS_Z: f64 = 2.0;
-/// Last third against first that counts as having stopped, and the objects it takes: of fewer, none
-/// may fall into a third by chance (9: one time in forty).
-const STOPPED_THIRDS: f64 = 0.1;
-const STOPPED_ARRIVALS: f64 = 9.0;
-
 /// What a site is, by its behaviour in the window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -111,6 +104,8 @@ pub struct Facts<'a> {
     pub older_s: f64,
     /// Records lost on the way, any of which may have been a free of this site.
     pub lost_events: u64,
+    /// What the process as a whole has grown by.
+    pub process_growth: ProcessGrowth,
 }
 
 /// A verdict with its reasons.
@@ -124,6 +119,8 @@ pub struct Judgement {
     pub growth_bytes_per_s: f64,
     /// Which share of its objects reaches an age.
     pub survival: Survival,
+    /// How much longer it takes to be sure, in seconds, where that can be told.
+    pub needed_s: Option<f64>,
 }
 
 /// Judges one site.
@@ -132,6 +129,16 @@ pub fn judge(facts: &Facts) -> Judgement {
     let times = timeline.times.iter().copied();
     let points: Vec<_> = times.zip(site.live_series.iter().copied()).collect();
     let growth_bytes_per_s = series::slope(&points);
+    if let Some(balance) = &site.balance {
+        let (verdict, evidence, needed_s) = windows::decide(facts, balance, growth_bytes_per_s);
+        return Judgement {
+            verdict,
+            evidence,
+            growth_bytes_per_s,
+            survival: site.survival(timeline),
+            needed_s,
+        };
+    }
     let old = Old::of(facts);
     let (verdict, mut evidence) = decide(facts, &old, growth_bytes_per_s);
     let survival = site.survival(timeline);
@@ -147,6 +154,7 @@ pub fn judge(facts: &Facts) -> Judgement {
         evidence,
         growth_bytes_per_s,
         survival,
+        needed_s: None,
     }
 }
 
@@ -231,26 +239,6 @@ impl Old {
 
     fn death_share(&self) -> f64 {
         self.died / (self.kept + self.died).max(1.0)
-    }
-
-    fn slowing(&self) -> bool {
-        let (first, last) = self.spread.outer_thirds();
-        let per_arrival = self.spread.total / self.spread.arrivals.max(1.0);
-        let thirds_z =
-            (first - last) / ((first + last) * per_arrival).max(f64::MIN_POSITIVE).sqrt();
-        let centre = 0.5 - self.spread.centre;
-        (centre >= SLOWING_CENTRE && self.spread.slowing() >= SLOWING_Z)
-            || (last < SLOWING_THIRDS * first && thirds_z >= SLOWING_THIRDS_Z)
-    }
-
-    fn stopped(&self) -> bool {
-        let (first, last) = self.spread.outer_thirds();
-        let middle = self.spread.total - first - last;
-        self.spread.arrivals >= STOPPED_ARRIVALS && last <= STOPPED_THIRDS * first.max(middle)
-    }
-
-    fn sustained(&self) -> bool {
-        self.spread.filled() * 5 >= self.spread.parts.len() * 3
     }
 }
 
@@ -359,7 +347,7 @@ fn decide(facts: &Facts, old: &Old, slope: f64) -> (Verdict, Vec<String>) {
         };
         return (Verdict::Steady, vec![why.into(), survivors, deaths, grew]);
     }
-    if old.stopped() {
+    if pace::stopped(&old.spread) {
         let stopped = format!("grew at first and has stopped: {grew}");
         return (Verdict::Steady, vec![stopped, survivors, deaths]);
     }
@@ -369,13 +357,13 @@ fn decide(facts: &Facts, old: &Old, slope: f64) -> (Verdict, Vec<String>) {
         Some("objects that have grown old do die: a cache with some growth, or a mixture".into())
     } else if lately {
         Some("old objects have begun to die: a cache that has filled up by now".into())
-    } else if !old.sustained() {
+    } else if !pace::sustained(&old.spread) {
         Some(format!(
             "it came in bursts: growth in {} of {} parts of the window",
             old.spread.filled(),
             old.spread.parts.len()
         ))
-    } else if old.slowing() {
+    } else if pace::slowing(&old.spread) {
         Some("it is slowing down, as a cache does that warms up".into())
     } else if window_s < MIN_LEAK_WINDOW_S {
         Some(format!(

@@ -3,8 +3,8 @@
 use leaktrace::report::diff::{Change, Diff, Relation, diff};
 use leaktrace::report::text::{TextOptions, write_diff};
 use leaktrace::report::{
-    EstimateReport, Frame, Kind, MemoryReport, Report, SCHEMA, SiteReport, Summary, SurvivalReport,
-    TargetReport, WindowReport,
+    EstimateReport, Frame, Kind, MemoryReport, Method, Report, SCHEMA, SiteReport, Summary,
+    SurvivalReport, TargetReport, WindowReport,
 };
 use leaktrace::verdict::Verdict;
 
@@ -26,6 +26,7 @@ fn report(start_s: u64, sites: Vec<SiteReport>) -> Report {
             runtime: "go1.27.3".into(),
             go: None,
         },
+        malloc: None,
         window: WindowReport {
             start_unix_ns: (1_790_001_000 + start_s) * 1_000_000_000,
             duration_s: SECONDS as f64,
@@ -88,6 +89,8 @@ fn site(function: &str, line: u32, from: u64, to: u64) -> SiteReport {
         gc_cycles_survived: Some(28),
         survival: SurvivalReport::default(),
         estimate: EstimateReport {
+            method: Method::Samples,
+            windows: None,
             sampled: true,
             rate_bytes: RATE,
             samples: to / RATE,

@@ -47,6 +47,21 @@ pub(crate) fn format() -> Result<()> {
     run::run(cargo(&["fmt", "--check"]).current_dir(kernel_side()))
 }
 
+/// Simulated programs are judged right over so many seeds.
+pub(crate) fn simulate(seeds: u32) -> Result<()> {
+    let tests = [
+        "test",
+        "--release",
+        "--package",
+        "leaktrace",
+        "--lib",
+        "windows_tests",
+        "--",
+        "--nocapture",
+    ];
+    run::run(cargo(&tests).env("LEAKTRACE_SEEDS", seeds.to_string()))
+}
+
 /// No lint fires on the user side, and its lock file is up to date.
 pub(crate) fn clippy() -> Result<()> {
     run::run(&mut cargo(&[

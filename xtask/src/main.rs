@@ -85,6 +85,12 @@ enum Chore {
     },
     /// Write manual pages and completions to `target/man` and `target/completions`.
     Man,
+    /// Judge simulated programs that are recorded in windows, over many seeds (docs/sampling.md).
+    Simulate {
+        /// How many programs of each kind.
+        #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..))]
+        seeds: u32,
+    },
     /// Hold the architecture's invariants by reading the sources.
     Tidy,
     /// Measure the Go runtime's types anew, in every known release.
@@ -122,6 +128,7 @@ fn run(arguments: &Arguments) -> Result<()> {
         } => bench::run(pairs, seconds, workers, case),
         Chore::Services { ref names, seconds } => services::run(names, seconds),
         Chore::Man => man::make(),
+        Chore::Simulate { seeds } => checks::simulate(seeds),
         Chore::Tidy => tidy::run(),
         Chore::GoLayouts => go_layouts::run(),
     }

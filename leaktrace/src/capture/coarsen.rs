@@ -6,7 +6,7 @@ use std::mem::size_of;
 
 use super::schema::{
     CohortFrees, GoBucket, GoClass, GoroutineChannel, GoroutineCount, GoroutineGroup, Interval,
-    Mapping, Module, Site, SiteDelta,
+    Mapping, Module, Site, SiteDelta, SiteTurnover, Tally, UnseenDeaths, Windows,
 };
 
 /// What an allocation takes beside what was asked for, in bytes.
@@ -185,6 +185,10 @@ fn append(first: &mut Interval, mut second: Interval) {
         later.hits = later.hits.saturating_add(hits);
         first.go_own_sampling = Some(later);
     }
+    first.windows = match (first.windows.take(), second.windows) {
+        (Some(first), Some(second)) => Some(join_windows(first, second)),
+        (first, second) => first.or(second),
+    };
     first.modules.append(&mut second.modules);
     first.mappings.append(&mut second.mappings);
     first.sites.append(&mut second.sites);
@@ -194,6 +198,50 @@ fn append(first: &mut Interval, mut second: Interval) {
     first.go_buckets.append(&mut second.go_buckets);
     first.goroutine_groups.append(&mut second.goroutine_groups);
     first.goroutines.append(&mut second.goroutines);
+}
+
+fn join_windows(mut first: Windows, second: Windows) -> Windows {
+    first.count = first.count.saturating_add(second.count);
+    first.discarded = first.discarded.saturating_add(second.discarded);
+    first.open_ns = first.open_ns.saturating_add(second.open_ns);
+    first.stand_for_ns = first.stand_for_ns.saturating_add(second.stand_for_ns);
+    first.events = first.events.saturating_add(second.events);
+    first.cpu_ns = first.cpu_ns.saturating_add(second.cpu_ns);
+    first.stand_for_cpu_ns = first
+        .stand_for_cpu_ns
+        .saturating_add(second.stand_for_cpu_ns);
+    first.probes_ns = first.probes_ns.saturating_add(second.probes_ns);
+    first.sites.extend(second.sites);
+    first.sites = fold(
+        first.sites,
+        |a, b| a.site.cmp(&b.site),
+        |sum, site| {
+            sum.born = add(sum.born, site.born);
+            sum.survived = add(sum.survived, site.survived);
+            sum.died = add(sum.died, site.died);
+            sum.reused = sum.reused.saturating_add(site.reused);
+        },
+    );
+    first.unseen.extend(second.unseen);
+    first.unseen = fold(
+        first.unseen,
+        |a, b| a.size_class.cmp(&b.size_class),
+        |sum, class| sum.deaths = add(sum.deaths, class.deaths),
+    );
+    first
+}
+
+fn add(first: Option<Tally>, second: Option<Tally>) -> Option<Tally> {
+    let (Some(first), Some(second)) = (first, second) else {
+        return first.or(second);
+    };
+    Some(Tally {
+        seen: first.seen.saturating_add(second.seen),
+        bytes: first.bytes.saturating_add(second.bytes),
+        plain: first.plain + second.plain,
+        corrected: first.corrected + second.corrected,
+        dense: first.dense + second.dense,
+    })
 }
 
 fn replace<T>(earlier: &mut T, later: T) {
@@ -262,6 +310,10 @@ pub(super) fn held(interval: &Interval) -> u64 {
         + interval.deltas.len() * size_of::<SiteDelta>()
         + interval.go_buckets.len() * size_of::<GoBucket>()
         + interval.go_classes.len() * size_of::<GoClass>()
+        + interval.windows.as_ref().map_or(0, |windows| {
+            windows.sites.len() * size_of::<SiteTurnover>()
+                + windows.unseen.len() * size_of::<UnseenDeaths>()
+        })
         + interval.goroutine_groups.len() * size_of::<GoroutineGroup>()
         + interval.goroutines.len() * (size_of::<GoroutineCount>() + size_of::<GoroutineChannel>())
         + freed

@@ -21,6 +21,7 @@ pub mod schema {
 mod block;
 mod write;
 mod coarsen;
+mod windows;
 mod read;
 mod live;
 #[cfg(test)]

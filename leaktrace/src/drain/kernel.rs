@@ -1,6 +1,6 @@
 //! The kernel's maps, typed.
 
-use std::os::fd::AsFd as _;
+use std::{collections, os::fd::AsFd as _};
 
 use aya::{
     Ebpf,
@@ -8,8 +8,9 @@ use aya::{
     util::nr_cpus,
 };
 use leaktrace_common::{
-    CLASS_BITS, GoSample, GoSampling, LIVE_LEVEL, LiveObject, MALLOC_ALLOC_BYTES, MALLOC_ALLOCS,
-    MALLOC_FREES, SAMPLING_LEVELS, SiteCounters, SiteKey, StackId, StackRecord, VmEvent, loss,
+    BlockEvent, CLASS_BITS, GoSample, GoSampling, LIVE_LEVEL, LiveObject, MALLOC_ALLOC_BYTES,
+    MALLOC_ALLOCS, MALLOC_FREES, SAMPLING_LEVELS, SiteCounters, SiteKey, StackId, StackRecord,
+    VmEvent, loss,
 };
 
 use crate::capture::schema;
@@ -29,6 +30,8 @@ pub struct Kernel {
     malloc_rates: [u64; SAMPLING_LEVELS as usize],
     live_state: Array<MapData, u64>,
     malloc_calls: PerCpuArray<MapData, u64>,
+    malloc_window: Array<MapData, u64>,
+    blocks: RingBuf<MapData>,
     sizes: MapSizes,
     cpus: usize,
 }
@@ -54,6 +57,8 @@ impl Kernel {
             malloc_rates: [0; SAMPLING_LEVELS as usize],
             live_state: typed(ebpf, "LIVE_STATE")?,
             malloc_calls: typed(ebpf, "MALLOC_CALLS")?,
+            malloc_window: typed(ebpf, "MALLOC_WINDOW")?,
+            blocks: typed(ebpf, "BLOCKS")?,
             sizes,
             cpus: nr_cpus().map_err(|(_, error)| LoadError::other("count the CPUs", error))?,
         })
@@ -166,6 +171,31 @@ impl Kernel {
         })
     }
 
+    /// Opens the window of that number, in which births and deaths of native allocators' blocks are sent; zero
+    /// closes it.
+    ///
+    /// # Errors
+    ///
+    /// The map cannot be written.
+    pub fn set_malloc_window(&mut self, number: u64) -> Result<(), LoadError> {
+        self.malloc_window
+            .set(0, number, 0)
+            .map_err(|error| LoadError::other("open a window", error))
+    }
+
+    /// Takes the births and deaths of blocks out of their ring buffer.
+    pub(super) fn take_blocks(&mut self) -> Vec<BlockEvent> {
+        let mut events = Vec::new();
+        // Not more than it can hold: nobody sends any more when this is called.
+        while (events.len() as u32) < self.sizes.ring_blocks() {
+            let Some(item) = self.blocks.next() else {
+                break;
+            };
+            events.extend(pod::<BlockEvent>(&item));
+        }
+        events
+    }
+
     /// The stack with that id, if it was kept.
     pub fn stack(&self, id: StackId) -> Option<StackRecord> {
         self.stacks.get(&id.0, 0).ok()
@@ -219,6 +249,24 @@ impl Kernel {
             },
         )
         .map_err(|error| LoadError::other("read the site map", error))
+    }
+
+    /// The totals of all sites of a kind.
+    ///
+    /// # Errors
+    ///
+    /// As [`Kernel::for_each_site`].
+    pub fn totals(
+        &self,
+        kind: u32,
+    ) -> Result<collections::HashMap<SiteKey, SiteCounters>, LoadError> {
+        let mut totals = collections::HashMap::new();
+        self.for_each_site(|key, counters| {
+            if key.kind == kind {
+                totals.insert(key, counters);
+            }
+        })?;
+        Ok(totals)
     }
 
     /// Counts of the kernel side's losses, in the order of [`crate::loss::KERNEL`].

@@ -11,6 +11,7 @@ mod sampler;
 mod sites;
 mod goroutines;
 mod deltas;
+mod blocks;
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -30,17 +31,18 @@ use crate::{
     record::monotonic_ns,
 };
 
+use self::{
+    blocks::Blocks,
+    coarsened::Steps,
+    objects::{Objects, Turnover},
+    sites::Sites,
+};
 pub use self::{
     coarsened::Coarsened,
     goroutines::{Goroutines, Purpose},
     kernel::Kernel,
     refill::RefillSampler,
     sampler::Sampler,
-};
-use self::{
-    coarsened::Steps,
-    objects::{Objects, Turnover},
-    sites::Sites,
 };
 
 /// Who samples the target's Go heap.
@@ -69,6 +71,7 @@ pub struct Drain {
     own_sampling: OwnSampling,
     malloc: bool,
     coarsened: Steps,
+    blocks: Option<Blocks>,
     events: u64,
     code_mapped: bool,
     exec: bool,
@@ -100,6 +103,7 @@ impl Drain {
             own_sampling: OwnSampling::default(),
             malloc,
             coarsened: Steps::default(),
+            blocks: None,
             events: 0,
             code_mapped: false,
             exec: false,
@@ -125,8 +129,7 @@ impl Drain {
 
     /// Empties the ring buffer. Call it several times an interval, so that bursts fit.
     pub fn take_events(&mut self) {
-        // Not more than it can hold at once: a target that writes as fast as we read must not
-        // keep us here.
+        // Not more than it can hold at once: a target that writes as fast as we read must not keep us here.
         for _ in 0..self.kernel.ring_records() {
             let Some(event) = self.kernel.next_event() else {
                 break;
@@ -240,7 +243,7 @@ impl Drain {
     ///
     /// A map cannot be read.
     pub fn creations(&self) -> Result<BTreeMap<u64, SiteCounters>, LoadError> {
-        let totals = totals(&self.kernel, KIND_GOROUTINE)?;
+        let totals = self.kernel.totals(KIND_GOROUTINE)?;
         Ok(totals
             .into_iter()
             .map(|(site, n)| (site.stack.0, n))
@@ -280,6 +283,11 @@ impl Drain {
             self.losses
                 .insert(loss::MAPPINGS_UNTRACKED, self.space.untracked());
         }
+        for (cause, count) in self.blocks.iter().flat_map(Blocks::losses) {
+            if count > 0 {
+                self.losses.insert(cause, count);
+            }
+        }
         let changed = self
             .losses
             .iter()
@@ -303,6 +311,7 @@ impl Drain {
             },
             go_classes,
             go_own_sampling,
+            windows: self.blocks.as_mut().map(Blocks::take),
             malloc_calls: match self.malloc {
                 true => Some(self.kernel.malloc_calls()?),
                 false => None,
@@ -376,11 +385,11 @@ impl Drain {
         }
         let mut sites = HashMap::new();
         if self.malloc {
-            sites = totals(&self.kernel, KIND_MALLOC)?;
+            sites = self.kernel.totals(KIND_MALLOC)?;
         }
         let mut of_go = HashMap::new();
         if is_sampled {
-            of_go = totals(&self.kernel, KIND_GO_HEAP)?;
+            of_go = self.kernel.totals(KIND_GO_HEAP)?;
         }
         let now = Ktime(monotonic_ns());
         let mut live = Vec::new();
@@ -402,7 +411,7 @@ impl Drain {
         };
         let before = births(totals);
         let reading = sampler.read();
-        let after = births(&self::totals(&self.kernel, KIND_GO_HEAP)?);
+        let after = births(&self.kernel.totals(KIND_GO_HEAP)?);
         let buckets = match reading {
             Ok(changed) => changed
                 .into_iter()
@@ -472,16 +481,6 @@ impl Drain {
         };
         (sampler.classes(), Some(sampling))
     }
-}
-
-fn totals(kernel: &Kernel, kind: u32) -> Result<HashMap<SiteKey, SiteCounters>, LoadError> {
-    let mut totals = HashMap::new();
-    kernel.for_each_site(|key, counters| {
-        if key.kind == kind {
-            totals.insert(key, counters);
-        }
-    })?;
-    Ok(totals)
 }
 
 fn births(totals: &HashMap<SiteKey, SiteCounters>) -> u64 {

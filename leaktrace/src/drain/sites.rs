@@ -21,10 +21,35 @@ impl Sites {
     /// The site whose stack the kernel side walked; `kernel` is asked for that of a new one.
     pub(super) fn walked(&mut self, site: SiteKey, kernel: &Kernel) -> u32 {
         let (object_size, sample_bytes) = kernel.sampled_by(site);
-        let (sampling, sample_bytes) = match object_size {
-            0 => (schema::Sampling::Runtime, 0),
-            _ => (schema::Sampling::Bytes, sample_bytes),
+        let sampled = match object_size {
+            0 => (schema::Sampling::Runtime, 0, 0),
+            _ => (schema::Sampling::Bytes, object_size, sample_bytes),
         };
+        self.walked_as(site, sampled, kernel)
+    }
+
+    /// The same for a site of which windows show what comes and goes.
+    pub(super) fn in_windows(&mut self, site: SiteKey, kernel: &Kernel) -> u32 {
+        let sampled = (schema::Sampling::Windows, u64::from(site.class), 0);
+        self.walked_as(site, sampled, kernel)
+    }
+
+    /// Sites seen so far.
+    pub(super) fn len(&self) -> usize {
+        self.ids.len()
+    }
+
+    /// Whether it is known.
+    pub(super) fn has(&self, site: &SiteKey) -> bool {
+        self.ids.contains_key(site)
+    }
+
+    fn walked_as(
+        &mut self,
+        site: SiteKey,
+        (sampling, object_size, sample_bytes): (schema::Sampling, u64, u64),
+        kernel: &Kernel,
+    ) -> u32 {
         let described = || match kernel.stack(site.stack) {
             Some(record) => schema::Site {
                 pcs: record

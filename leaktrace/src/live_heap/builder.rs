@@ -4,10 +4,12 @@ use std::collections::HashMap;
 
 use super::{
     Count, LiveHeap, MAX_RECORDS, MAX_SLOTS, MIN_SLOTS, Part, Timeline, Totals,
+    balance::WindowHistory,
     estimate::{MAX_SMALL_SIZE, RefillClass},
+    memory::MemoryHistory,
     part::Death,
 };
-use crate::capture::schema::{Header, Interval, Kind, Sampling, SiteDelta};
+use crate::capture::schema::{Header, Interval, Kind, Sampling, SiteDelta, Windows};
 
 /// Gathers the histories of all sites while intervals go by, so that nobody has to hold all of them.
 ///
@@ -32,6 +34,8 @@ pub struct Builder {
     intervals: usize,
     runtime_rate: u64,
     refill_rate: u64,
+    windows: WindowHistory,
+    memory: MemoryHistory,
     /// Bytes that the Go runtime counted, by size of the objects.
     class_totals: HashMap<u64, u64>,
 }
@@ -53,6 +57,8 @@ impl Default for Builder {
             intervals: 0,
             runtime_rate: 0,
             refill_rate: 0,
+            windows: WindowHistory::default(),
+            memory: MemoryHistory::default(),
             class_totals: HashMap::new(),
         }
     }
@@ -83,6 +89,12 @@ impl Builder {
         if let Some(sampling) = &interval.go_own_sampling {
             self.refill_rate = sampling.sample_bytes;
         }
+        if let Some(windows) = &interval.windows {
+            self.windows(slot, windows);
+        }
+        if let Some(memory) = &interval.memory {
+            self.memory.add(slot, interval.t_ns, memory);
+        }
         for delta in &interval.deltas {
             self.delta(slot, delta);
         }
@@ -110,7 +122,11 @@ impl Builder {
             part.close();
             part.join_deaths();
         }
+        let process_growth = self.memory.growth();
+        self.windows
+            .finish(&self.parts.list, &self.timeline, process_growth);
         LiveHeap {
+            process_growth,
             runtime_rate: self.runtime_rate,
             refill_rate: self.refill_rate,
             malloc_rate: header
@@ -118,6 +134,7 @@ impl Builder {
                 .as_ref()
                 .map_or(1, |malloc| malloc.sample_bytes),
             refill_classes: self.refill_classes(),
+            windows: self.windows,
             timeline: self.timeline,
             parts: self.parts.list,
         }
@@ -165,6 +182,8 @@ impl Builder {
         for part in &mut self.parts.list {
             part.halve();
         }
+        self.windows.halve();
+        self.memory.halve();
         self.records = self.parts.list.iter().map(Part::records).sum();
     }
 
@@ -194,6 +213,13 @@ impl Builder {
             totals.by_probes_only = has_bucket;
         }
         self.records += 2 + delta.freed.len();
+    }
+
+    fn windows(&mut self, slot: usize, windows: &Windows) {
+        for site in &windows.sites {
+            self.parts.of(site.site, Kind::Malloc, 0);
+        }
+        self.windows.add(slot, windows);
     }
 
     /// For each size class: how many samples there are, and what the runtime counted over what they

@@ -7,6 +7,7 @@
 mod batch;
 mod host;
 mod log;
+mod probe_set;
 mod run_stats;
 mod tracefs;
 mod unwind;
@@ -27,7 +28,7 @@ use aya::{
         uprobe::{UProbeLink, UProbeLinkId, UProbeScope},
     },
 };
-use leaktrace_common::{AllocatorCall, GoSample, UNWIND_CHUNK, VmEvent};
+use leaktrace_common::{AllocatorCall, BlockEvent, GoSample, UNWIND_CHUNK, VmEvent};
 
 use crate::{
     go::layout::{Span, Special},
@@ -39,6 +40,7 @@ pub use self::{
     batch::for_each_entry,
     host::{Feature, check_host, features},
     log::KernelLog,
+    probe_set::{OpenSet, ProbeSet},
     run_stats::{RunCounter, Runs},
     tracefs::ensure_tracefs,
     unwind::UnwindMaps,
@@ -69,6 +71,8 @@ pub struct MapSizes {
     pub unwind_pages: u32,
     /// Bytes of the ring buffer for our own samples of a Go heap, a power of two.
     pub sample_ring_bytes: u32,
+    /// Bytes of the ring buffer for births and deaths of blocks in windows, a power of two.
+    pub block_ring_bytes: u32,
     /// Threads of the target that call native allocators.
     pub threads: u32,
     /// Probes at the beginning of native allocators' functions.
@@ -86,6 +90,7 @@ impl Default for MapSizes {
             unwind_chunks: 1 << 6,
             unwind_pages: 1 << 17,
             sample_ring_bytes: 1 << 22,
+            block_ring_bytes: 1 << 22,
             threads: 1 << 12,
             allocator_calls: 1 << 10,
         }
@@ -102,6 +107,11 @@ impl MapSizes {
     /// Rows that the unwind tables hold.
     pub fn unwind_rows(&self) -> u32 {
         self.unwind_chunks * UNWIND_CHUNK
+    }
+
+    /// Births and deaths in windows that their ring buffer holds.
+    pub fn ring_blocks(&self) -> u32 {
+        (self.block_ring_bytes - 1) / (size_of::<BlockEvent>() as u32 + 8)
     }
 
     /// Our own samples that their ring buffer holds.
@@ -173,6 +183,8 @@ impl LoadError {
 pub struct Loaded {
     /// Programs, maps and links.
     pub(crate) ebpf: Ebpf,
+    /// Before any map was taken out.
+    set: Option<ProbeSet>,
 }
 
 impl Loaded {
@@ -237,6 +249,14 @@ impl Loaded {
             .map_max_entries("UNWIND_ROWS", sizes.unwind_chunks)
             .map_max_entries("UNWIND_PAGES", sizes.unwind_pages)
             .map_max_entries("ALLOCATOR_CALLS", sizes.allocator_calls)
+            .map_max_entries(
+                "BLOCKS",
+                if plan.malloc {
+                    sizes.block_ring_bytes
+                } else {
+                    4096
+                },
+            )
             .map_max_entries("THREADS", if plan.malloc { sizes.threads } else { 1 })
             .map_max_entries(
                 "SAMPLES",
@@ -248,7 +268,8 @@ impl Loaded {
             )
             .load(OBJECT)
             .map_err(|source| LoadError::other("load the BPF object", source))?;
-        Ok(Self { ebpf })
+        let set = plan.malloc.then(|| ProbeSet::new(&ebpf)).transpose()?;
+        Ok(Self { ebpf, set })
     }
 
     /// The kernel side's diagnostic log, to be written to stderr.
@@ -260,13 +281,18 @@ impl Loaded {
         KernelLog::take(&mut self.ebpf)
     }
 
-    /// Attaches every probe of the plan that stays, in its order, and loads the programs of those that
-    /// are attached in windows.
+    /// A set of probes that come and go together, still empty; there is one if the plan has probes for native
+    /// allocators.
+    pub fn probe_set(&mut self) -> Option<ProbeSet> {
+        self.set.take()
+    }
+
+    /// Attaches the plan's tracepoints, in their order.
     ///
     /// # Errors
     ///
-    /// The first probe that could not be attached; those before it are gone when `self` is.
-    pub fn attach(&mut self, plan: &Plan, target: &Target) -> Result<(), LoadError> {
+    /// The first that could not be attached; those before it are gone when `self` is.
+    pub fn attach_tracepoints(&mut self, plan: &Plan) -> Result<(), LoadError> {
         for tracepoint in &plan.tracepoints {
             let name = format!("{}:{}", tracepoint.category, tracepoint.name);
             let program: &mut TracePoint = self.program(tracepoint.program)?;
@@ -275,7 +301,7 @@ impl Loaded {
                 .attach(tracepoint.category, tracepoint.name)
                 .map_err(|e| program_error(&name, e))?;
         }
-        self.attach_uprobes(&plan.uprobes, target)
+        Ok(())
     }
 
     /// Attaches those of these probes that stay, in their order, and loads the programs of the others.

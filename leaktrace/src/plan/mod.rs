@@ -202,6 +202,13 @@ impl placement::Class {
     }
 }
 
+impl Uprobe {
+    /// Whether it is for native allocators.
+    pub fn is_native(&self) -> bool {
+        self.program.starts_with("malloc_")
+    }
+}
+
 impl Plan {
     /// Makes the plan.
     pub fn new(facts: &Facts<'_>, families: Families) -> Self {

@@ -18,8 +18,8 @@ use std::{
 use bytes::Bytes;
 use iced_x86::{FlowControl, Register};
 use leaktrace_common::{
-    ALLOCATOR_ALLOCATE, ALLOCATOR_EXPAND, ALLOCATOR_FREE_AGAIN, ALLOCATOR_RESIZE, ALLOCATOR_STORE,
-    ALLOCATOR_URETPROBE, AllocatorCall, BY_FRAME_POINTER, NO_ARGUMENT,
+    ALLOCATOR_ALLOCATE, ALLOCATOR_CHUNKS, ALLOCATOR_EXPAND, ALLOCATOR_FREE_AGAIN, ALLOCATOR_RESIZE,
+    ALLOCATOR_STORE, ALLOCATOR_URETPROBE, AllocatorCall, BY_FRAME_POINTER, NO_ARGUMENT,
 };
 
 pub use self::image::Entries;
@@ -107,6 +107,10 @@ pub fn probes(native: &NativeFacts) -> (Vec<Uprobe>, Vec<Limit>) {
                 path: object.path.clone(),
                 open_path: object.open_path.clone(),
             }),
+            chunks: match image.is_glibc() {
+                true => ALLOCATOR_CHUNKS,
+                false => 0,
+            },
             image: &image,
             extents: None,
         };
@@ -141,6 +145,8 @@ struct Code<'a> {
     object: &'a NativeObject,
     file: Arc<ProbedFile>,
     image: &'a Image<'a>,
+    /// [`ALLOCATOR_CHUNKS`] if it is glibc's allocator, otherwise zero.
+    chunks: u8,
     /// Functions by address, with their sizes; found out when first asked for.
     extents: Option<BTreeMap<u64, u64>>,
 }
@@ -216,6 +222,7 @@ impl Code<'_> {
             return self.free(found, &place).map(|probe| vec![probe]);
         };
         call.depth = depth(&place)?;
+        call.action |= self.chunks;
         let mut probes = match (uretprobes, found.function.throws) {
             (Ok(()), false) => {
                 // At the same place if the return address lies on top of the stack there.
@@ -249,6 +256,7 @@ impl Code<'_> {
     fn free(&mut self, found: &Found, place: &Placement) -> Result<Uprobe, String> {
         let call = AllocatorCall {
             depth: depth(place)?,
+            action: self.chunks,
             ..AllocatorCall::default()
         };
         let mut probe = self.uprobe("malloc_free", found, place, "a block is freed", Some(call))?;

@@ -9,8 +9,11 @@ use std::{
 use super::limit;
 use crate::{
     capture::schema,
-    loader::{LoadError, Loaded},
-    plan::native::{self, NativeFacts},
+    loader::LoadError,
+    plan::{
+        Uprobe,
+        native::{self, NativeFacts},
+    },
     planning,
     target::{Target, maps::Modules},
 };
@@ -37,7 +40,7 @@ impl LateObjects {
         }
     }
 
-    /// Looks for new files and attaches the probes in them. Gives what could not be seen of them.
+    /// Looks for new files and has the probes in them attached. Gives what could not be seen of them.
     ///
     /// # Errors
     ///
@@ -46,7 +49,7 @@ impl LateObjects {
         &mut self,
         target: &Target,
         modules: &mut Modules,
-        loaded: &mut Loaded,
+        mut attach: impl FnMut(&[Uprobe]) -> Result<(), LoadError>,
     ) -> Result<Vec<schema::Limit>, LoadError> {
         let started = Instant::now();
         if started < self.next {
@@ -66,7 +69,7 @@ impl LateObjects {
             let (probes, unseen) = native::probes(&facts);
             limits.extend(unseen.iter().map(|l| limit(&l.what, &l.reason)));
             let path = &facts.objects[0].path;
-            match loaded.attach_uprobes(&probes, target) {
+            match attach(&probes) {
                 Ok(()) if probes.is_empty() => {}
                 Ok(()) => limits.push(limit(
                     &format!("the first allocations of `{path}`"),

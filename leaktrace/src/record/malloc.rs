@@ -1,13 +1,18 @@
-//! How densely blocks of native allocators are taken: as the user says, or by how fast the process
-//! allocates.
+//! How blocks of native allocators are taken: as the user says, or by how fast the process allocates.
 
-use std::{thread, time::Duration};
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
 
+use super::Options;
 use crate::{
-    capture::schema::{Limit, MallocSampling},
+    capture::schema::{Limit, MallocCalls, MallocSampling},
     drain::{Coarsened, Kernel},
-    loader::LoadError,
+    loader::{LoadError, Loaded, ProbeSet},
+    plan::Uprobe,
     report::human,
+    target::Target,
 };
 
 /// How densely leaktrace samples what it samples itself.
@@ -32,26 +37,89 @@ impl Sample {
     }
 }
 
-/// For how long the calls are counted before leaktrace chooses.
+/// For how long the calls are counted before leaktrace chooses, at most and at least.
 const LOOK: Duration = Duration::from_millis(500);
+const SHORT_LOOK: Duration = Duration::from_millis(50);
 
-/// Allocations a second up to which every block is taken: at two microseconds for a block's birth and
-/// death that is four percent of a processor.
+/// Most that tracing may cost, in percent, unless something else is asked for.
+const MAX_OVERHEAD: f64 = 3.0;
+
+/// What a block's birth and its death cost the target where each is traced, in seconds.
+const BIRTH_S: f64 = 2e-6;
+const DEATH_S: f64 = 0.7e-6;
+
+/// Allocations a second up to which every block is taken where there can be no windows: at two microseconds
+/// for a block's birth and death that is four percent of a processor.
 const SLOW: f64 = 20_000.0;
 
-/// Says how densely blocks are taken, and tells the kernel side, which takes none before.
+/// How blocks are taken.
+pub(super) struct Begun {
+    /// As the capture's header has it.
+    pub(super) sampling: MallocSampling,
+    /// The probes, where they are attached in windows.
+    pub(super) windows: Option<ProbeSet>,
+}
+
+/// The most that tracing native allocators may cost, as a share; none if there is no bound.
+pub(super) fn budget(options: &Options) -> Option<f64> {
+    let default = options.sample.is_none().then_some(MAX_OVERHEAD);
+    options
+        .max_overhead
+        .or(default)
+        .map(|percent| percent / 100.0)
+}
+
+/// Chooses, attaches `probes` or has them attached in windows, and tells the kernel side, which takes no
+/// blocks before.
 ///
 /// # Errors
 ///
-/// A map cannot be read or written.
+/// A probe cannot be attached, or a map not be read or written.
 pub(super) fn begin(
+    options: &Options,
+    target: &Target,
+    probes: &[Uprobe],
+    loaded: &mut Loaded,
     kernel: &mut Kernel,
-    asked: Option<Sample>,
-) -> Result<MallocSampling, LoadError> {
-    let (sample_bytes, allocs_per_s) = match asked {
-        Some(Sample::All) => (1, 0.0),
-        Some(Sample::Bytes(bytes)) => (bytes, 0.0),
-        None => {
+) -> Result<Begun, LoadError> {
+    let mut counted = None;
+    if let (Some(budget), Some(mut set)) = (budget(options), loaded.probe_set()) {
+        let look = set
+            .add(probes, loaded, target)
+            .and_then(|()| look(&set, target, budget, kernel));
+        match look {
+            Ok(look) if look.cost > budget * look.busy => {
+                return Ok(Begun {
+                    sampling: MallocSampling {
+                        sample_bytes: 1,
+                        asked_for: options.max_overhead.is_some(),
+                        allocs_per_s: look.allocs_per_s,
+                        max_overhead_percent: budget * 100.0,
+                        in_windows: true,
+                    },
+                    windows: Some(set),
+                });
+            }
+            Ok(look) => counted = Some(look),
+            Err(error @ LoadError::Other { .. }) if options.max_overhead.is_some() => {
+                return Err(LoadError::Unsupported {
+                    what: format!(
+                        "probes that come and go together ({:#})",
+                        anyhow::Error::new(error)
+                    ),
+                    remedy: "--max-overhead needs Linux 6.6; use --sample instead".to_owned(),
+                });
+            }
+            Err(LoadError::Other { .. }) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    loaded.attach_uprobes(probes, target)?;
+    let (sample_bytes, allocs_per_s) = match (options.sample, &counted) {
+        (Some(Sample::All), _) => (1, 0.0),
+        (Some(Sample::Bytes(bytes)), _) => (bytes, 0.0),
+        (None, Some(look)) => (1, look.allocs_per_s),
+        (None, None) => {
             let before = kernel.malloc_calls()?.allocs;
             thread::sleep(LOOK);
             let calls = kernel.malloc_calls()?.allocs - before;
@@ -60,11 +128,54 @@ pub(super) fn begin(
         }
     };
     let sample_bytes = kernel.set_malloc_rate(sample_bytes)?;
-    Ok(MallocSampling {
-        sample_bytes,
-        asked_for: asked.is_some(),
-        allocs_per_s,
+    Ok(Begun {
+        sampling: MallocSampling {
+            sample_bytes,
+            asked_for: options.sample.is_some(),
+            allocs_per_s,
+            max_overhead_percent: budget(options).unwrap_or(0.0) * 100.0,
+            in_windows: false,
+        },
+        windows: None,
     })
+}
+
+/// What counting the calls has shown.
+struct Look {
+    allocs_per_s: f64,
+    /// What tracing each of them would cost, in processors.
+    cost: f64,
+    /// Processors that the target keeps busy, at least one.
+    busy: f64,
+}
+
+/// Counts calls for a while; not for longer than it takes to see that they are too many.
+fn look(set: &ProbeSet, target: &Target, budget: f64, kernel: &Kernel) -> Result<Look, LoadError> {
+    let cpu = target.cpu_time();
+    let probes = set.open(target)?;
+    let begin = Instant::now();
+    let before = kernel.malloc_calls()?;
+    let look = loop {
+        thread::sleep(SHORT_LOOK);
+        let seconds = begin.elapsed().as_secs_f64();
+        let MallocCalls { allocs, frees, .. } = kernel.malloc_calls()?;
+        let (allocs, frees) = (allocs - before.allocs, frees - before.frees);
+        let spent = allocs as f64 * BIRTH_S + frees as f64 * DEATH_S;
+        let busy = target.cpu_time().saturating_sub(cpu).as_secs_f64() / seconds;
+        let look = Look {
+            allocs_per_s: allocs as f64 / seconds,
+            cost: spent / seconds,
+            busy: busy.max(1.0),
+        };
+        if seconds >= LOOK.as_secs_f64() || spent >= budget * look.busy * LOOK.as_secs_f64() {
+            break look;
+        }
+    };
+    for thread in probes.close() {
+        // It can only have panicked, which it has said itself.
+        let _ = thread.join();
+    }
+    Ok(look)
 }
 
 /// What is not known of blocks since their sampling was made coarser.

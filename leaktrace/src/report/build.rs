@@ -5,10 +5,10 @@ use std::time::Duration;
 use std::{panic, thread};
 
 use super::allocators::Allocators;
-use super::head::{limits, losses, target, window};
+use super::head::{limits, losses, malloc, target, window};
 use super::schema::{
-    AllocatorReport, EstimateReport, Frame, Kind, MemoryReport, Report, SCHEMA, SiteReport,
-    Summary, SurvivalReport,
+    AllocatorReport, EstimateReport, Frame, Kind, MemoryReport, Method, Report, SCHEMA, SiteReport,
+    Summary, SurvivalReport, WindowsReport,
 };
 use super::stack::{go_runtime_purpose, is_go_allocator, is_go_runtime_mapping, is_thread_start};
 use super::symbols::{FrameKey, FrameRef, SymbolTable};
@@ -138,7 +138,7 @@ where
     let groups = heap.groups(|part| stacks.key(part.site));
     let mut sites = on_threads(&groups, |parts| {
         let history = heap.history(parts);
-        if history.live_count.bytes == 0 && history.births.is_empty() {
+        if !history.has_allocated() {
             return None;
         }
         let lost = match history.kind {
@@ -199,6 +199,7 @@ where
         schema: SCHEMA,
         window: window(capture, &heap, target.go.is_some()),
         target,
+        malloc: malloc(capture, &heap),
         summary,
         sites,
         goroutines,
@@ -348,6 +349,7 @@ fn site(
         owner,
         older_s: older.as_secs_f64(),
         lost_events,
+        process_growth: heap.process_growth,
     });
     let record = stacks.sites.get(&first);
     let points = heap.timeline.times.iter().zip(&history.live_series);
@@ -382,6 +384,18 @@ fn site(
         gc_cycles_survived: history.collections_survived(&heap.timeline),
         survival: survival(judgement.survival),
         estimate: EstimateReport {
+            method: match (&history.balance, history.sampled) {
+                (Some(_), _) => Method::Windows,
+                (None, true) => Method::Samples,
+                (None, false) => Method::Count,
+            },
+            windows: history.balance.as_ref().map(|balance| WindowsReport {
+                born: balance.seen.born.seen,
+                survived: balance.seen.survived.seen,
+                died: balance.seen.died.seen,
+                died_perhaps: balance.seen_unseen,
+                needed_s: judgement.needed_s.map(milli),
+            }),
             sampled: history.sampled,
             rate_bytes: history.rate,
             samples: history.live_count.objects,

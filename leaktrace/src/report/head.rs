@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use super::build::milli;
-use super::schema::{GoReport, LimitReport, SamplerSwitchReport, TargetReport, WindowReport};
+use super::schema::{
+    GoReport, LimitReport, MallocReport, Method, SamplerSwitchReport, TargetReport, WindowReport,
+};
 use crate::capture::schema::{End, SamplerEnd};
 use crate::capture::{Capture, Ended};
 use crate::live_heap::LiveHeap;
@@ -145,4 +147,25 @@ pub(super) fn limits(capture: &Capture) -> Vec<LimitReport> {
             reason: limit.reason.clone(),
         })
         .collect()
+}
+
+/// How native allocators were traced.
+pub(super) fn malloc(capture: &Capture, heap: &LiveHeap) -> Option<MallocReport> {
+    let sampling = capture.header.malloc.as_ref()?;
+    let intervals = capture.intervals.iter();
+    let discarded = intervals.filter_map(|interval| Some(interval.windows.as_ref()?.discarded));
+    let (open_share, windows) = heap.windows().unwrap_or_default();
+    let in_windows = sampling.in_windows;
+    Some(MallocReport {
+        method: match (in_windows, sampling.sample_bytes) {
+            (true, _) => Method::Windows,
+            (false, 0 | 1) => Method::Count,
+            (false, _) => Method::Samples,
+        },
+        sample_bytes: sampling.sample_bytes,
+        allocs_per_s: Some(sampling.allocs_per_s.round()).filter(|&rate| rate > 0.0),
+        max_overhead_percent: Some(sampling.max_overhead_percent).filter(|&most| most > 0.0),
+        windows: in_windows.then(|| [windows, discarded.sum()]),
+        open_share: in_windows.then_some(open_share),
+    })
 }

@@ -41,6 +41,17 @@ pub fn seconds(value: f64) -> String {
     }
 }
 
+/// A share as `12 %`, `1.5 %`, `0.03 %`.
+pub(crate) fn percent(share: f64) -> String {
+    let percent = share * 100.0;
+    let digits = match percent.abs() {
+        share if share >= 9.95 || share == 0.0 => 0,
+        share if share >= 0.095 => 1,
+        _ => 2,
+    };
+    format!("{percent:.digits$} %")
+}
+
 /// `1 sample`, `2 samples`.
 pub fn count(number: u64, what: &str) -> String {
     let plural = if number == 1 { "" } else { "s" };
@@ -100,6 +111,10 @@ mod tests {
                 "1 h",
                 "2 h 5 min"
             ]
+        );
+        assert_eq!(
+            [0.0, 0.0003, 0.015, 0.123, 1.0].map(percent),
+            ["0 %", "0.03 %", "1.5 %", "12 %", "100 %"]
         );
         assert_eq!(
             (count(1, "sample"), count(1234567, "sample")),

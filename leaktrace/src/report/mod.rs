@@ -27,7 +27,8 @@ pub mod diff;
 
 pub use build::{Detailed, ReportOptions, build, build_detailed, build_from};
 pub use schema::{
-    AllocatorReport, EstimateReport, Frame, GoReport, Kind, LimitReport, MemoryReport, Report,
-    SCHEMA, SiteReport, Summary, SurvivalReport, TargetReport, WindowReport,
+    AllocatorReport, EstimateReport, Frame, GoReport, Kind, LimitReport, MallocReport,
+    MemoryReport, Method, Report, SCHEMA, SiteReport, Summary, SurvivalReport, TargetReport,
+    WindowReport, WindowsReport,
 };
 pub use symbols::SymbolTable;

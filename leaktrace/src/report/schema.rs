@@ -23,6 +23,9 @@ pub struct Report {
     pub target: TargetReport,
     /// When, and how it ended.
     pub window: WindowReport,
+    /// How native allocators were traced, if they were.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub malloc: Option<MallocReport>,
     /// All sites by verdict, before any filter.
     pub summary: Summary,
     /// The sites, by rank.
@@ -217,9 +220,66 @@ pub struct SiteReport {
     pub stack_incomplete: Option<String>,
 }
 
+/// How native allocators were traced.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MallocReport {
+    /// How their blocks were taken.
+    pub method: Method,
+    /// One sample in so many bytes.
+    pub sample_bytes: u64,
+    /// Allocations a second, as counted before that was chosen; absent if it was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub allocs_per_s: Option<f64>,
+    /// The most that tracing may cost, in percent; absent if there is no bound.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_overhead_percent: Option<f64>,
+    /// Windows taken in, and those of which something was lost, so that they count for nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub windows: Option<[u64; 2]>,
+    /// Share of the time that they cover.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub open_share: Option<f64>,
+}
+
+/// Where figures come from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Method {
+    /// Everything was counted.
+    #[default]
+    Count,
+    /// Some objects were followed, and stand for the others.
+    Samples,
+    /// All was seen for some of the time, which stands for the rest.
+    Windows,
+}
+
+/// What a site's estimate by windows rests on.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct WindowsReport {
+    /// Allocations seen.
+    pub born: u64,
+    /// Of these, blocks that outlived their window.
+    pub survived: u64,
+    /// Deaths in windows of blocks from before, known to be its own.
+    pub died: u64,
+    /// Those that may be its own besides, at most.
+    pub died_perhaps: u64,
+    /// How much longer it takes to be sure, in seconds, if it goes on like this; absent if it does not, or is
+    /// sure.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub needed_s: Option<f64>,
+}
+
 /// How a site's figures came about.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct EstimateReport {
+    /// Where they come from.
+    #[serde(default)]
+    pub method: Method,
+    /// What they rest on where they come from windows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub windows: Option<WindowsReport>,
     /// True: estimated from samples. False: counted.
     pub sampled: bool,
     /// One sample in so many bytes.

@@ -9,7 +9,7 @@ use std::io::{self, Write};
 
 use jiff::Timestamp;
 
-use super::schema::{Report, SamplerSwitchReport};
+use super::schema::{MallocReport, Report, SamplerSwitchReport};
 use super::{goroutines, human, memory};
 use crate::loss;
 
@@ -105,6 +105,9 @@ impl Page {
             let stripped = if go.stripped { ", stripped" } else { "" };
             let pie = if go.pie { ", position independent" } else { "" };
             self.prose("", &format!("Go program{stripped}{pie}; {sampler}"));
+        }
+        if let Some(malloc) = report.malloc.as_ref().and_then(in_windows) {
+            self.prose("", &malloc);
         }
         let window = &report.window;
         let start = i128::from(window.start_unix_ns);
@@ -243,6 +246,27 @@ impl Page {
             text.to_owned()
         }
     }
+}
+
+/// How native allocators were traced, if that was in windows.
+fn in_windows(malloc: &MallocReport) -> Option<String> {
+    let [windows, discarded] = malloc.windows?;
+    let rate = malloc.allocs_per_s.unwrap_or_default();
+    let mut text = format!(
+        "{} a second at the attach: native allocators were traced in {}, {} of the time, so that this costs at \
+         most {} %; the figures of their sites are estimates",
+        human::count(rate as u64, "allocation"),
+        human::count(windows, "window"),
+        human::percent(malloc.open_share.unwrap_or_default()),
+        malloc.max_overhead_percent.unwrap_or_default(),
+    );
+    if discarded > 0 {
+        text += &format!(
+            "; {} more lost something and do not count",
+            human::thousands(discarded)
+        );
+    }
+    Some(text)
 }
 
 /// What `--go-enable-heap-profile` has done.

@@ -173,6 +173,7 @@ impl World {
             owner: Owner::Program,
             older_s: 30.0,
             lost_events: 0,
+            process_growth: ProcessGrowth::default(),
         })
     }
 }
@@ -544,6 +545,7 @@ fn losses_and_owners_keep_a_leak_from_being_called_one() {
         owner: Owner::Program,
         older_s: 30.0,
         lost_events: 0,
+        process_growth: ProcessGrowth::default(),
     };
     assert_eq!(judge(&facts).verdict, Leak);
     let lossy = judge(&Facts {
@@ -598,6 +600,7 @@ fn nothing_at_all_is_unknown() {
             owner: Owner::Program,
             older_s: 0.0,
             lost_events: 0,
+            process_growth: ProcessGrowth::default(),
         };
         assert_eq!(judge(&facts).verdict, Unknown);
     }

@@ -122,6 +122,18 @@ impl<'a> Image<'a> {
         }
     }
 
+    /// Whether its `malloc` is glibc's: that has a name of the library's own besides.
+    pub(super) fn is_glibc(&self) -> bool {
+        let symbols = || self.elf.dynamic_symbols().chain(self.elf.symbols());
+        let address = |name| {
+            let mut symbols = symbols().filter(|symbol| !symbol.is_undefined());
+            let symbol = symbols.find(|symbol| symbol.name() == Ok(name));
+            symbol.map(|symbol| symbol.address())
+        };
+        let own = address("__libc_malloc");
+        own.is_some() && own == address("malloc")
+    }
+
     /// Address and size of the function of that name which the file itself defines for all. Another file may
     /// define it, too, and have it called in its place; of an allocator's own functions none does.
     pub(super) fn defined(&self, name: &str) -> Option<(u64, u64)> {

@@ -1,0 +1,276 @@
+//! Many probes attached at once and taken away at once, again and again.
+//!
+//! A probe of its own perf event takes the kernel a grace period to open and three to close, one after the
+//! other; the probes of one `uprobe_multi` link (Linux 6.6) are all gone before the first such period is
+//! waited for. aya 0.14 has no such link, so the programs are loaded once more, for that kind of link, with
+//! the maps that it has made.
+
+use std::{
+    collections::HashMap,
+    ffi::CString,
+    io, iter,
+    os::{
+        fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
+        unix::ffi::OsStrExt as _,
+    },
+    path::Path,
+    thread::{self, JoinHandle},
+};
+
+use aya::{
+    Ebpf,
+    maps::{Map, MapData},
+};
+use aya_obj::{Object, generated::bpf_insn};
+use nix::libc;
+
+use super::{LoadError, Loaded, OBJECT, check_code};
+use crate::{plan::Uprobe, target::Target};
+
+/// Of `enum bpf_cmd`, `bpf_prog_type` and `bpf_attach_type` (uapi/linux/bpf.h).
+const BPF_PROG_LOAD: libc::c_long = 5;
+const BPF_LINK_CREATE: libc::c_long = 28;
+const BPF_PROG_TYPE_KPROBE: u32 = 2;
+const BPF_TRACE_UPROBE_MULTI: u32 = 48;
+/// A flag of such a link: the probes are uretprobes.
+const BPF_F_UPROBE_MULTI_RETURN: u32 = 1;
+
+/// The program whose probes are uretprobes.
+const AT_RETURN: &str = "malloc_returned";
+
+/// The members of `union bpf_attr` for `BPF_PROG_LOAD`, as far as they are used.
+#[repr(C)]
+#[derive(Default)]
+struct ProgramAttr {
+    prog_type: u32,
+    insn_cnt: u32,
+    insns: u64,
+    license: u64,
+    log_level: u32,
+    log_size: u32,
+    log_buf: u64,
+    kern_version: u32,
+    prog_flags: u32,
+    prog_name: [u8; 16],
+    prog_ifindex: u32,
+    expected_attach_type: u32,
+}
+
+/// The same for `BPF_LINK_CREATE` of such a link.
+#[repr(C)]
+#[derive(Default)]
+struct LinkAttr {
+    prog_fd: u32,
+    target_fd: u32,
+    attach_type: u32,
+    flags: u32,
+    path: u64,
+    offsets: u64,
+    ref_ctr_offsets: u64,
+    cookies: u64,
+    cnt: u32,
+    multi_flags: u32,
+    pid: u32,
+    padding: u32,
+}
+
+/// Probes that are attached together.
+pub struct ProbeSet {
+    programs: HashMap<&'static str, OwnedFd>,
+    instructions: HashMap<String, Vec<bpf_insn>>,
+    groups: Vec<Group>,
+    probes: Vec<Uprobe>,
+}
+
+/// Those of one program in one file.
+struct Group {
+    program: &'static str,
+    path: CString,
+    offsets: Vec<u64>,
+}
+
+/// All probes of a set, attached.
+pub struct OpenSet(Vec<OwnedFd>);
+
+impl ProbeSet {
+    /// A set without probes, whose programs will use the maps of `ebpf`.
+    ///
+    /// # Errors
+    ///
+    /// The object cannot be read.
+    pub(super) fn new(ebpf: &Ebpf) -> Result<Self, LoadError> {
+        let failed = |error: &dyn std::error::Error| {
+            LoadError::other("read the BPF object", error.to_string())
+        };
+        let mut object = Object::parse(OBJECT).map_err(|error| failed(&error))?;
+        let sections = object.functions.keys().map(|(section, _)| *section);
+        let sections = sections.collect();
+        let described = std::mem::take(&mut object.maps);
+        let maps = described.iter().map(|(name, described)| {
+            let fd = ebpf.map(name).and_then(fd);
+            let fd = fd
+                .ok_or_else(|| LoadError::other("find a map in the BPF object", name.to_owned()))?;
+            Ok((name.as_str(), fd.as_raw_fd(), described))
+        });
+        let maps = maps.collect::<Result<Vec<_>, LoadError>>()?;
+        object
+            .relocate_maps(maps.into_iter(), &sections)
+            .map_err(|error| failed(&error))?;
+        object
+            .relocate_calls(&sections)
+            .map_err(|error| failed(&error))?;
+        let programs = object.programs.iter().filter_map(|(name, program)| {
+            let function = object.functions.get(&program.function_key())?;
+            Some((name.clone(), function.instructions.clone()))
+        });
+        Ok(Self {
+            programs: HashMap::new(),
+            instructions: programs.collect(),
+            groups: Vec::new(),
+            probes: Vec::new(),
+        })
+    }
+
+    /// Adds probes, which are attached from the next time on.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses a program, or knows no such links.
+    pub fn add(
+        &mut self,
+        probes: &[Uprobe],
+        loaded: &mut Loaded,
+        target: &Target,
+    ) -> Result<(), LoadError> {
+        for probe in probes {
+            check_code(probe, target)?;
+            loaded.set_calls(probe)?;
+            self.load(probe.program)?;
+            let path = path_of(probe, target)?;
+            let group = self.groups.iter_mut();
+            let mut group =
+                group.filter(|group| (group.program, &group.path) == (probe.program, &path));
+            match group.next() {
+                Some(group) => group.offsets.push(probe.file_offset),
+                None => self.groups.push(Group {
+                    program: probe.program,
+                    path,
+                    offsets: vec![probe.file_offset],
+                }),
+            }
+            self.probes.push(probe.clone());
+        }
+        Ok(())
+    }
+
+    fn load(&mut self, program: &'static str) -> Result<(), LoadError> {
+        if self.programs.contains_key(program) {
+            return Ok(());
+        }
+        let instructions = self
+            .instructions
+            .get(program)
+            .ok_or_else(|| LoadError::other("find a program in the BPF object", program))?;
+        let mut attr = ProgramAttr {
+            prog_type: BPF_PROG_TYPE_KPROBE,
+            insn_cnt: instructions.len() as u32,
+            insns: instructions.as_ptr() as u64,
+            license: c"Dual MIT/GPL".as_ptr() as u64,
+            expected_attach_type: BPF_TRACE_UPROBE_MULTI,
+            ..ProgramAttr::default()
+        };
+        let name = program.bytes().take(attr.prog_name.len() - 1);
+        for (to, from) in iter::zip(&mut attr.prog_name, name) {
+            *to = from;
+        }
+        // SAFETY: `attr` is the start of `union bpf_attr`; its pointers lead to live instructions and a
+        // C string.
+        let fd = unsafe { bpf(BPF_PROG_LOAD, &attr) }
+            .map_err(|error| LoadError::other(&format!("load `{program}` for windows"), error))?;
+        self.programs.insert(program, fd);
+        Ok(())
+    }
+
+    /// Attaches all of them.
+    ///
+    /// # Errors
+    ///
+    /// The first that could not be attached; none is then.
+    pub fn open(&self, target: &Target) -> Result<OpenSet, LoadError> {
+        for probe in &self.probes {
+            check_code(probe, target)?;
+        }
+        let links = self.groups.iter().map(|group| {
+            let attr = LinkAttr {
+                prog_fd: self
+                    .programs
+                    .get(group.program)
+                    .map_or(0, |fd| fd.as_raw_fd() as u32),
+                attach_type: BPF_TRACE_UPROBE_MULTI,
+                path: group.path.as_ptr() as u64,
+                offsets: group.offsets.as_ptr() as u64,
+                cnt: group.offsets.len() as u32,
+                multi_flags: match group.program {
+                    AT_RETURN => BPF_F_UPROBE_MULTI_RETURN,
+                    _ => 0,
+                },
+                pid: target.pid as u32,
+                ..LinkAttr::default()
+            };
+            // SAFETY: as above; `cnt` offsets are there.
+            unsafe { bpf(BPF_LINK_CREATE, &attr) }.map_err(|error| match error.raw_os_error() {
+                Some(libc::ESRCH) => LoadError::Gone { pid: target.pid },
+                _ => LoadError::other(&format!("attach `{}`", group.program), error),
+            })
+        });
+        links.collect::<Result<_, _>>().map(OpenSet)
+    }
+}
+
+impl OpenSet {
+    /// Takes them away: at once, each link on a thread of its own, since the kernel lets each wait until
+    /// nobody uses its probes any more. The threads end then.
+    pub fn close(self) -> Vec<JoinHandle<()>> {
+        let links = self.0.into_iter();
+        links
+            .map(|link| thread::spawn(move || drop(link)))
+            .collect()
+    }
+}
+
+fn path_of(probe: &Uprobe, target: &Target) -> Result<CString, LoadError> {
+    let executable = format!("/proc/{}/exe", target.pid);
+    let path = probe
+        .file
+        .as_ref()
+        .map_or(Path::new(&executable), |file| &file.open_path);
+    CString::new(path.as_os_str().as_bytes())
+        .map_err(|error| LoadError::other("name a file", error))
+}
+
+fn fd(map: &Map) -> Option<BorrowedFd<'_>> {
+    let data: &MapData = match map {
+        Map::Array(data)
+        | Map::PerCpuArray(data)
+        | Map::HashMap(data)
+        | Map::PerCpuHashMap(data)
+        | Map::RingBuf(data) => data,
+        _ => return None,
+    };
+    Some(data.fd().as_fd())
+}
+
+/// `bpf(2)` for a command that gives a file descriptor.
+///
+/// # Safety
+///
+/// `attr` must be the start of `union bpf_attr` for that command, and its pointers valid.
+unsafe fn bpf<T>(command: libc::c_long, attr: &T) -> io::Result<OwnedFd> {
+    // SAFETY: the caller's.
+    let fd = unsafe { libc::syscall(libc::SYS_bpf, command, &raw const *attr, size_of::<T>()) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just given it to us, and nobody else has it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
