@@ -1,4 +1,5 @@
-//! What following every block of a native allocator costs, beside memleak and heaptrack.
+//! What following the blocks of a native allocator costs, all of them, samples or what windows show, beside
+//! memleak and heaptrack.
 
 use std::{fs, path::Path, thread, time::Duration};
 
@@ -44,6 +45,7 @@ pub(super) fn measure(turns: u32, window: Duration) -> Result<()> {
     let program = workspace::targets().join("pairs");
     let mut all = Way::new("leaktrace, every block");
     let mut sampled = Way::new("leaktrace, one in 512 KiB");
+    let mut in_windows = Way::new("leaktrace, --max-overhead 3");
     let mut memleak = Way::new("memleak, every block");
     let mut heaptrack = Way::new("heaptrack, started with it");
     let mut untraced = Vec::new();
@@ -52,19 +54,24 @@ pub(super) fn measure(turns: u32, window: Duration) -> Result<()> {
         let service = Service::start(&program, &[])?;
         thread::sleep(SETTLE);
         let before = throughput(&service, window)?;
-        let options = ["--probe", "malloc", "--sample"];
-        let under_all = under_leaktrace(&service, window, &[&options[..], &["all"]].concat())?;
+        let leaktrace = |options: [&str; 2]| {
+            let options = [&["--probe", "malloc"][..], &options].concat();
+            under_leaktrace(&service, window, &options)
+        };
+        let under_all = leaktrace(["--sample", "all"])?;
         thread::sleep(SETTLE);
         let under_memleak = under_memleak(&service, &peers, window)?;
         thread::sleep(SETTLE);
-        let under_sampled =
-            under_leaktrace(&service, window, &[&options[..], &["512KiB"]].concat())?;
+        let under_sampled = leaktrace(["--sample", "512KiB"])?;
+        thread::sleep(SETTLE);
+        let middle = throughput(&service, window)?;
+        let under_windows = leaktrace(["--max-overhead", "3"])?;
         thread::sleep(SETTLE);
         let after = throughput(&service, window)?;
         drop(service);
         let under_heaptrack = under_heaptrack(&program, window)?;
-        let alone = f64::midpoint(before, after);
-        untraced.extend([before, after]);
+        let alone = (before + middle + after) / 3.0;
+        untraced.extend([before, middle, after]);
         for (way, rate) in [
             (&mut all, under_all),
             (&mut sampled, under_sampled),
@@ -73,13 +80,17 @@ pub(super) fn measure(turns: u32, window: Duration) -> Result<()> {
         ] {
             way.add(rate, alone);
         }
+        // What they are held against is what is before and after them, close by.
+        in_windows.add(under_windows, f64::midpoint(middle, after));
         println!(
             "{NAME} {turn:>3}: pairs/s, M: alone {:.2}, leaktrace {:.3}, memleak {:.4}, leaktrace sampling \
-             {:.3}, alone {:.2}, heaptrack {:.3}",
+             {:.3}, alone {:.2}, leaktrace in windows {:.2}, alone {:.2}, heaptrack {:.3}",
             before / 1e6,
             under_all / 1e6,
             under_memleak / 1e6,
             under_sampled / 1e6,
+            middle / 1e6,
+            under_windows / 1e6,
             after / 1e6,
             under_heaptrack / 1e6,
         );
@@ -102,7 +113,7 @@ pub(super) fn measure(turns: u32, window: Duration) -> Result<()> {
         "  {:<28} {:>26} {:>28} {:>24}",
         "", "M pairs/s", "against alone", "against memleak"
     );
-    for way in [&all, &sampled, &memleak, &heaptrack] {
+    for way in [&all, &sampled, &in_windows, &memleak, &heaptrack] {
         let mut rates: Vec<f64> = way.rates.iter().map(|rate| rate / 1e6).collect();
         println!(
             "  {:<28} {:>26} {:>28} {:>24}",
