@@ -83,6 +83,12 @@ pub fn takes_all() -> bool {
     rate(level()) == ALL
 }
 
+/// Whether any block is taken for its own sake, and not only in windows.
+#[inline(always)]
+pub fn takes_any() -> bool {
+    rate(level()) != 0
+}
+
 /// Adds to one of the counters of all calls, `MALLOC_…`.
 #[inline(always)]
 pub fn count(counter: u32, n: u64) {

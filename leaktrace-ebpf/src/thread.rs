@@ -12,7 +12,9 @@ use crate::{
     live,
     loss::{self, Loss},
     maps::{NEW_THREAD, THREADS},
+    sampling,
     walk::Walk,
+    windows,
 };
 
 /// A thread of the target. Only programs that run on behalf of the thread itself touch it.
@@ -126,8 +128,19 @@ impl Thread {
         if self.sp == 0 {
             return;
         }
-        loss::count(Loss::CallAbandoned);
+        if self.is_followed() {
+            loss::count(Loss::CallAbandoned);
+        }
         self.end();
+    }
+
+    /// Whether the block would have been taken. Between windows none is, and returns may go unseen.
+    #[inline(always)]
+    fn is_followed(&self) -> bool {
+        match windows::number() {
+            0 => sampling::takes_any(),
+            window => window == self.window,
+        }
     }
 
     /// The call under way, if there is one, gives no block.

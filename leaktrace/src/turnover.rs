@@ -12,8 +12,9 @@
 //!   survivor of its block.
 //! - Births count in the first three quarters of a window, deaths in the last three: both are then of
 //!   blocks that lived for a quarter of it at least, and what lives shorter counts on neither side.
-//! - A block whose death was not seen is known for as long as there is room; a birth at its address tells
-//!   that it has died.
+//! - A block whose death was not seen is known; a birth at its address tells that it has died. Where there are
+//!   more than there is room for, those of every other address are forgotten, again and again: what is known
+//!   is then a sample that favours no site.
 
 #![forbid(unsafe_code)]
 
@@ -167,17 +168,20 @@ pub struct Turnover {
     /// Blocks that were alive at the end of the window of their birth: address to site.
     known: HashMap<u64, u32>,
     limit: usize,
+    /// Known are blocks of one address in 2 to the power of this.
+    halvings: u32,
     costs: HitCosts,
     shown: Shown,
     not_followed: u64,
 }
 
 impl Turnover {
-    /// At most `limit` blocks are followed from one window to the next.
+    /// At most so many blocks, at least one, are followed from one window to the next.
     pub fn new(limit: usize) -> Self {
         Self {
             known: HashMap::new(),
-            limit,
+            limit: limit.max(1),
+            halvings: 0,
             costs: HitCosts::default(),
             shown: Shown::default(),
             not_followed: 0,
@@ -245,11 +249,7 @@ impl Turnover {
                 let weight = weights.of(birth.thread);
                 self.site(site).survived.count(bytes, weight);
             }
-            if self.known.len() < self.limit {
-                self.known.insert(address, site);
-            } else {
-                self.not_followed += 1;
-            }
+            self.know(address, site);
         }
         self.shown.windows += 1;
         self.shown.open_ns += window.to_ns - window.from_ns;
@@ -263,7 +263,29 @@ impl Turnover {
         self.shown.probes_ns += most.max(0.0) as u64;
     }
 
+    /// A block has outlived its window.
+    fn know(&mut self, address: u64, site: u32) {
+        while self.known.len() >= self.limit && self.halvings < u64::BITS {
+            let before = self.known.len();
+            self.halvings += 1;
+            let halvings = self.halvings;
+            self.known.retain(|&address, _| is_known(address, halvings));
+            self.not_followed += (before - self.known.len()) as u64;
+        }
+        match is_known(address, self.halvings) {
+            true => _ = self.known.insert(address, site),
+            false => self.not_followed += 1,
+        }
+    }
+
     fn site(&mut self, site: u32) -> &mut SiteTally {
         self.shown.sites.entry(site).or_default()
     }
+}
+
+/// Whether a block's address is one of those that are known after so many halvings, by a hash (Knuth's
+/// multiplicative one): neighbours are not kept or forgotten together.
+fn is_known(address: u64, halvings: u32) -> bool {
+    const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
+    (address >> 4).wrapping_mul(GOLDEN).leading_zeros() >= halvings
 }

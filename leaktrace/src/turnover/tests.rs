@@ -114,15 +114,36 @@ fn a_window_full_of_hits_covers_less_of_the_program() {
 }
 
 #[test]
-fn blocks_beyond_the_limit_are_counted() {
-    let mut turnover = Turnover::new(2);
-    let mut events: Vec<_> = (0..5).map(|n| birth(2_000_000 + n, 0x10 + n, 1)).collect();
+fn of_more_blocks_than_there_is_room_for_a_fair_sample_is_followed() {
+    let mut turnover = Turnover::new(100);
+    // Two sites, one after the other: the first must not have all the room.
+    let births = |site| {
+        (0..1000).map(move |n| birth(2_000_000 + n, (0x1000 * u64::from(site) + n) << 4, site))
+    };
+    let mut events: Vec<_> = births(1).collect();
     turnover.window(WINDOW, &mut events);
+    events = births(2).collect();
+    turnover.window(WINDOW, &mut events);
+    let shown = turnover.take();
     assert_eq!(
-        (
-            turnover.not_followed(),
-            turnover.take().sites[&1].survived.seen
-        ),
-        (3, 5)
+        [1, 2].map(|site| shown.sites[&site].survived.seen),
+        [1000, 1000]
     );
+    let known = 2000 - turnover.not_followed();
+    assert!((40..=100).contains(&known), "{known}");
+
+    let death = |event: &Event| Event {
+        what: What::Death { class: 0 },
+        ..*event
+    };
+    let mut events: Vec<_> = births(1)
+        .chain(births(2))
+        .map(|event| death(&event))
+        .collect();
+    turnover.window(WINDOW, &mut events);
+    let shown = turnover.take();
+    let died = [1, 2].map(|site| shown.sites[&site].died.seen);
+    assert_eq!(died.iter().sum::<u64>(), known);
+    assert!(died.iter().all(|&n| n > known / 4), "{died:?}");
+    assert_eq!(shown.unseen[&0].seen, 2000 - known);
 }
