@@ -59,8 +59,10 @@ pub const SAMPLING_LEVELS: u32 = 8;
 pub const LIVE_OBJECTS: u32 = 0;
 /// The level of sampling.
 pub const LIVE_LEVEL: u32 = 1;
+/// Objects that user space has taken out of the map.
+pub const LIVE_REMOVED: u32 = 2;
 /// Entries of that array.
-pub const LIVE_STATES: u32 = 2;
+pub const LIVE_STATES: u32 = 3;
 
 /// Key of the per-CPU counters: one allocation site, one kind of memory.
 #[repr(C)]
@@ -256,6 +258,14 @@ pub const EVENT_BRK: u32 = 4;
 pub const EVENT_GC: u32 = 5;
 /// The target called `execve` and is another program now.
 pub const EVENT_EXEC: u32 = 6;
+/// A followed process has made another one: `addr` is its id, `len` its number.
+pub const EVENT_FORK: u32 = 7;
+/// A followed process other than the target, with the id `addr`, called `execve`.
+pub const EVENT_CHILD_EXEC: u32 = 8;
+
+/// A block of a process other than the target is kept by its address with the number of the process from this
+/// bit on: addresses are shorter.
+pub const PROCESS_SHIFT: u32 = 48;
 
 /// An object of the Go heap that our own sampling took, where the runtime's sampler is off.
 ///
@@ -377,8 +387,10 @@ pub mod loss {
     pub const THREADS_FULL: u32 = 12;
     /// The record of a block's birth or death in a window did not fit the ring buffer.
     pub const BLOCK_RING_FULL: u32 = 13;
+    /// A process was made for which there was no room among those that are followed.
+    pub const PROCESS_NOT_FOLLOWED: u32 = 14;
     /// Number of causes.
-    pub const COUNT: u32 = 14;
+    pub const COUNT: u32 = 15;
 }
 
 const _: () = assert!(size_of::<SiteKey>() == 16, "SiteKey has padding");

@@ -2,10 +2,11 @@
 
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use leaktrace_common::{
-    KIND_GO_HEAP, Ktime, LIVE_OBJECTS, LiveObject, SiteCounters, SiteKey, StackId,
+    KIND_GO_HEAP, Ktime, LIVE_OBJECTS, LIVE_REMOVED, LiveObject, SiteCounters, SiteKey, StackId,
 };
 
 use crate::{
+    filter::key,
     loss::{self, Loss, add},
     maps::{COUNTERS, LIVE, LIVE_STATE},
 };
@@ -47,7 +48,7 @@ pub fn freed(address: u64, site: SiteKey, size: u64) {
 pub fn take(address: u64) -> Option<LiveObject> {
     // SAFETY: the map is preallocated: its values stay readable. Who frees a block owns it, so that
     // nobody else writes this one.
-    let object = *unsafe { LIVE.get(address) }?;
+    let object = *unsafe { LIVE.get(key(address)) }?;
     remove(address).then_some(object)
 }
 
@@ -60,12 +61,14 @@ pub fn put_back(address: u64, object: &LiveObject) {
 /// How many objects live.
 #[inline(always)]
 pub fn objects() -> u64 {
-    LIVE_STATE.get(LIVE_OBJECTS).copied().unwrap_or(0)
+    let count = |state| LIVE_STATE.get(state).copied().unwrap_or(0);
+    count(LIVE_OBJECTS).saturating_sub(count(LIVE_REMOVED))
 }
 
 /// Whether there was room for the object. One that is at its address already has died unseen.
 #[inline(always)]
 fn insert(address: u64, object: &LiveObject) -> bool {
+    let address = key(address);
     match LIVE.insert(address, object, BPF_NOEXIST) {
         Ok(()) => count_objects(1),
         Err(EEXIST) if LIVE.insert(address, object, 0).is_ok() => {}
@@ -80,7 +83,7 @@ fn insert(address: u64, object: &LiveObject) -> bool {
 /// Whether the object was there.
 #[inline(always)]
 fn remove(address: u64) -> bool {
-    let is_removed = LIVE.remove(address).is_ok();
+    let is_removed = LIVE.remove(key(address)).is_ok();
     if is_removed {
         count_objects(-1);
     }

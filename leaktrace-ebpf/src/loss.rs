@@ -22,6 +22,7 @@ pub enum Loss {
     CallAbandoned = loss::CALL_ABANDONED,
     ThreadsFull = loss::THREADS_FULL,
     BlockRingFull = loss::BLOCK_RING_FULL,
+    ProcessNotFollowed = loss::PROCESS_NOT_FOLLOWED,
 }
 
 /// Adds one to the count of `cause`.

@@ -1,8 +1,9 @@
 //! Kernel side of leaktrace: the entry points.
 //!
-//! Each one filters by process, then calls a `try_…` function that returns the cause of a loss as
-//! its error; [`loss::count`] is where all of them end. Nothing here decides what a leak is: the
-//! kernel side counts, pairs and samples, never loops without a bound and never blocks the target.
+//! Those of native allocators are in [`native`]. Each one filters by process, then calls a `try_…` function
+//! that returns the cause of a loss as its error; [`loss::count`] is where all of them end. Nothing here
+//! decides what a leak is: the kernel side counts, pairs and samples, never loops without a bound and never
+//! blocks the target.
 
 #![no_std]
 #![no_main]
@@ -17,6 +18,7 @@ mod walk;
 mod stack;
 mod live;
 mod events;
+mod processes;
 mod call;
 mod vm;
 mod go;
@@ -28,11 +30,12 @@ mod sampling;
 mod windows;
 mod malloc;
 mod free;
+mod native;
 
 use aya_ebpf::{
     EbpfContext,
-    macros::{tracepoint, uprobe, uretprobe},
-    programs::{ProbeContext, RetProbeContext, TracePointContext},
+    macros::{tracepoint, uprobe},
+    programs::{ProbeContext, TracePointContext},
 };
 use aya_log_ebpf::warn;
 
@@ -76,10 +79,19 @@ fn exit_brk(ctx: TracePointContext) -> u32 {
     entry(&ctx, vm::try_exit_brk)
 }
 
-/// `sched:sched_process_exec`: the target becomes another program.
+/// `sched:sched_process_exec`: the target, or a process that it has made, becomes another program.
 #[tracepoint]
 fn exec(ctx: TracePointContext) -> u32 {
-    entry(&ctx, |_| events::exec())
+    followed(&ctx, |_| match filter::is_target() {
+        true => events::exec(),
+        false => processes::exec(),
+    })
+}
+
+/// `task:task_newtask`: a followed process makes a task.
+#[tracepoint]
+fn new_task(ctx: TracePointContext) -> u32 {
+    followed(&ctx, processes::try_new)
 }
 
 /// `runtime.setprofilebucket`: the Go sampler took an object.
@@ -124,55 +136,26 @@ fn go_exited(ctx: ProbeContext) -> u32 {
     entry(&ctx, go::try_exited)
 }
 
-/// A native allocator's function begins.
-#[uprobe]
-fn malloc_enter(ctx: ProbeContext) -> u32 {
-    entry(&ctx, malloc::try_enter)
-}
-
-/// It has returned.
-#[uretprobe]
-fn malloc_returned(ctx: RetProbeContext) -> u32 {
-    entry(&ctx, malloc::try_returned)
-}
-
-/// It returns: on one of its `ret` instructions.
-#[uprobe]
-fn malloc_return(ctx: ProbeContext) -> u32 {
-    entry(&ctx, malloc::try_return)
-}
-
-/// It lets `memset` return the block.
-#[uprobe]
-fn malloc_fill(ctx: ProbeContext) -> u32 {
-    entry(&ctx, malloc::try_fill)
-}
-
-/// `free` and its like begin.
-#[uprobe]
-fn malloc_free(ctx: ProbeContext) -> u32 {
-    entry(&ctx, free::try_free)
-}
-
-/// `__cxa_allocate_exception`: an allocator is about to throw, if the thread is in one.
-#[uprobe]
-fn malloc_throw(ctx: ProbeContext) -> u32 {
-    entry(&ctx, |_| thread::try_throw())
-}
-
-/// `sched:sched_process_exit`: a thread of the target ends.
-#[tracepoint]
-fn thread_exit(ctx: TracePointContext) -> u32 {
-    entry(&ctx, |_| thread::try_exit())
-}
-
-/// Runs `body` if the current process is the target. The log is for diagnosis: unless user space
-/// asks for it the kernel drops that code at load time.
+/// Runs `body` if the current process is the target.
 #[inline(always)]
 fn entry<C: EbpfContext>(ctx: &C, body: impl FnOnce(&C) -> Result<(), loss::Loss>) -> u32 {
-    if filter::is_target()
-        && let Err(cause) = body(ctx)
-    {
+    run(ctx, filter::is_target(), body)
+}
+
+/// The same if it is the target or another process that is followed.
+#[inline(always)]
+fn followed<C: EbpfContext>(ctx: &C, body: impl FnOnce(&C) -> Result<(), loss::Loss>) -> u32 {
+    run(ctx, filter::is_followed(), body)
+}
+
+/// The log is for diagnosis: unless user space asks for it the kernel drops that code at load time.
+#[inline(always)]
+fn run<C: EbpfContext>(
+    ctx: &C,
+    is_ours: bool,
+    body: impl FnOnce(&C) -> Result<(), loss::Loss>,
+) -> u32 {
+    if is_ours && let Err(cause) = body(ctx) {
         loss::count(cause);
         warn!(ctx, "lost an event, cause {}", cause as u32);
     }

@@ -3,7 +3,7 @@
 use aya_ebpf::{
     bindings::BPF_F_MMAPABLE,
     macros::map,
-    maps::{Array, HashMap, PerCpuArray, PerCpuHashMap, RingBuf},
+    maps::{Array, HashMap, PerCpuArray, PerCpuHashMap, Queue, RingBuf},
 };
 use leaktrace_common::{
     AllocatorCall, GO_HIT_KINDS, GoSampling, LIVE_STATES, LiveObject, MALLOC_COUNTS,
@@ -26,13 +26,22 @@ pub static UNWIND_PAGES: HashMap<u64, UnwindPage> = HashMap::with_max_entries(1,
 pub static UNWIND_ROWS: Array<[UnwindRow; UNWIND_CHUNK as usize]> =
     Array::with_max_entries(1, BPF_F_MMAPABLE);
 
-/// Objects born since the attach and not freed yet, by address.
+/// Objects born since the attach and not freed yet, by [`key`](crate::filter::key).
 #[map]
 pub static LIVE: HashMap<u64, LiveObject> = HashMap::with_max_entries(1, 0);
 
 /// Running totals per site.
 #[map]
 pub static COUNTERS: PerCpuHashMap<SiteKey, SiteCounters> = PerCpuHashMap::with_max_entries(1, 0);
+
+/// Processes other than the target that are followed, by id, with what the addresses of their blocks are marked
+/// with. An entry stays until user space has taken their blocks out.
+#[map]
+pub static PROCESSES: HashMap<u32, u64> = HashMap::with_max_entries(1, 0);
+
+/// Numbers for new ones; user space puts them there.
+#[map]
+pub static PROCESS_NUMBERS: Queue<u64> = Queue::with_max_entries(1, 0);
 
 /// What could not be kept, by cause.
 #[map]

@@ -70,6 +70,9 @@ pub(crate) struct Record {
     /// and no bound with --sample].
     #[arg(long, value_name = "PCT", value_parser = percent)]
     max_overhead: Option<f64>,
+    /// Follow the processes that it makes, too: their native allocators, until they become other programs.
+    #[arg(long, conflicts_with = "max_overhead")]
+    follow_forks: bool,
     /// Switch a Go heap sampler on that is off, and off again at the end. This writes one variable
     /// of the process, runtime.MemProfileRate; nothing else ever writes to it.
     #[arg(long)]
@@ -130,6 +133,11 @@ impl Record {
                 live_objects: self.live_objects,
                 stacks: self.stacks,
                 ring_bytes: self.ring_buffer,
+                processes: if self.follow_forks {
+                    MapSizes::PROCESSES
+                } else {
+                    0
+                },
                 ..MapSizes::default()
             },
             kernel_log: self.kernel_log,

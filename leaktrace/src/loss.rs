@@ -19,6 +19,7 @@ pub const KERNEL: [&str; loss::COUNT as usize] = {
     names[loss::CALL_ABANDONED as usize] = "call_abandoned";
     names[loss::THREADS_FULL as usize] = "threads_full";
     names[loss::BLOCK_RING_FULL as usize] = "block_ring_full";
+    names[loss::PROCESS_NOT_FOLLOWED as usize] = "process_not_followed";
     names
 };
 
@@ -113,6 +114,10 @@ pub fn meaning(cause: &str) -> Option<&'static str> {
         "block_ring_full" => {
             "allocations and frees in a window came faster than they were read; that window was left out and \
              the next ones are shorter"
+        }
+        "process_not_followed" => {
+            "children for which there was no room, or none among the events; they, and their children, are not \
+             followed"
         }
         "blocks_not_followed" => {
             "blocks that outlived their window found no room; should they die in a later one, that counts as \

@@ -6,6 +6,7 @@
 mod attach;
 mod code;
 mod file;
+mod forks;
 mod header;
 mod heap_profile;
 mod late_objects;
@@ -50,6 +51,7 @@ pub use self::{
     recorder::{Ending, Now, Recorder},
 };
 use self::{
+    forks::Forks,
     heap_profile::HeapProfile,
     late_objects::LateObjects,
     stop::{Ends, StopSignals},
@@ -254,6 +256,10 @@ async fn watch(
                     }
                 }
             }
+            () = new_processes(session.forks.as_ref()) => {
+                session.drain.take_events();
+                session.follow(recorder)?;
+            }
             _ = ticks.tick(), if !windows.is_open() => {
                 session.interval(recorder, false)?;
                 match session.look_for_objects(loaded, &mut windows) {
@@ -263,6 +269,7 @@ async fn watch(
             }
             _ = event_ticks.tick(), if !windows.is_open() => {
                 session.drain.take_events();
+                session.follow(recorder)?;
                 if session.drain.code_was_mapped() {
                     session.update_unwind()?;
                 }
@@ -286,6 +293,7 @@ async fn watch(
     windows.stop(&mut session.drain)?;
     session.memory.whole_next();
     session.interval(recorder, true)?;
+    session.forks.iter_mut().for_each(Forks::stop);
     Ok(end)
 }
 
@@ -294,6 +302,7 @@ struct Session<'a> {
     target: &'a Target,
     drain: Drain,
     windows: Option<ProbeSet>,
+    forks: Option<Forks>,
     memory: MemoryReader<'a>,
     goroutines: Option<Goroutines<'a>>,
     late_objects: Option<LateObjects>,
@@ -306,7 +315,24 @@ struct Session<'a> {
     t_ns: u64,
 }
 
+/// Returns when there are new processes to follow.
+async fn new_processes(forks: Option<&Forks>) {
+    match forks {
+        Some(forks) => forks.wait().await,
+        None => std::future::pending().await,
+    }
+}
+
 impl Session<'_> {
+    /// Sees to the processes that the target has made.
+    fn follow(&mut self, recorder: &mut dyn Recorder) -> Result<(), LoadError> {
+        if let Some(forks) = &mut self.forks {
+            let told = forks.act(&mut self.drain)?;
+            told.iter().for_each(|text| recorder.note(text));
+        }
+        Ok(())
+    }
+
     fn interval(&mut self, recorder: &mut dyn Recorder, is_last: bool) -> Result<()> {
         self.t_ns = self.start.elapsed().as_nanos() as u64;
         let mut interval = self.drain.interval(self.t_ns)?;
@@ -363,6 +389,7 @@ impl Session<'_> {
         let own = self.limits.iter().cloned();
         own.chain(goroutines)
             .chain(malloc::limit(self.drain.coarsened()))
+            .chain(self.forks.iter().flat_map(Forks::limits))
             .chain(self.unwind.0.limits())
             .chain(self.memory.limits().iter().cloned())
             .collect()

@@ -87,6 +87,20 @@ impl Leaktrace {
         }
     }
 
+    /// Waits until it has said that.
+    ///
+    /// # Panics
+    ///
+    /// It ends before.
+    pub fn wait_until_it_says(&mut self, text: &str) {
+        let mut line = String::new();
+        while !line.contains(text) {
+            line.clear();
+            let read = self.stderr.read_line(&mut line).expect("stderr is text");
+            assert!(read > 0, "leaktrace did not say `{text}`");
+        }
+    }
+
     /// Its process id.
     pub fn pid(&self) -> i32 {
         self.child.id() as i32

@@ -1,16 +1,19 @@
 //! The kernel's maps, typed.
 
-use std::{collections, os::fd::AsFd as _};
+use std::{
+    collections, io,
+    os::fd::{AsFd as _, OwnedFd},
+};
 
 use aya::{
     Ebpf,
-    maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, RingBuf},
+    maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, Queue, RingBuf},
     util::nr_cpus,
 };
 use leaktrace_common::{
-    BlockEvent, CLASS_BITS, GoSample, GoSampling, LIVE_LEVEL, LiveObject, MALLOC_ALLOC_BYTES,
-    MALLOC_ALLOCS, MALLOC_FREES, SAMPLING_LEVELS, SiteCounters, SiteKey, StackId, StackRecord,
-    VmEvent, loss,
+    BlockEvent, CLASS_BITS, GoSample, GoSampling, LIVE_LEVEL, LIVE_REMOVED, LiveObject,
+    MALLOC_ALLOC_BYTES, MALLOC_ALLOCS, MALLOC_FREES, PROCESS_SHIFT, SAMPLING_LEVELS, SiteCounters,
+    SiteKey, StackId, StackRecord, VmEvent, loss,
 };
 
 use crate::capture::schema;
@@ -31,6 +34,8 @@ pub struct Kernel {
     live_state: Array<MapData, u64>,
     malloc_calls: PerCpuArray<MapData, u64>,
     malloc_window: Array<MapData, u64>,
+    processes: HashMap<MapData, u32, u64>,
+    process_numbers: Queue<MapData, u64>,
     blocks: RingBuf<MapData>,
     sizes: MapSizes,
     cpus: usize,
@@ -58,6 +63,8 @@ impl Kernel {
             live_state: typed(ebpf, "LIVE_STATE")?,
             malloc_calls: typed(ebpf, "MALLOC_CALLS")?,
             malloc_window: typed(ebpf, "MALLOC_WINDOW")?,
+            processes: typed(ebpf, "PROCESSES")?,
+            process_numbers: typed(ebpf, "PROCESS_NUMBERS")?,
             blocks: typed(ebpf, "BLOCKS")?,
             sizes,
             cpus: nr_cpus().map_err(|(_, error)| LoadError::other("count the CPUs", error))?,
@@ -249,6 +256,64 @@ impl Kernel {
             },
         )
         .map_err(|error| LoadError::other("read the site map", error))
+    }
+
+    /// Follows processes that followed ones make: so many at a time.
+    ///
+    /// # Errors
+    ///
+    /// The map cannot be written.
+    pub fn follow_forks(&mut self, processes: u32) -> Result<(), LoadError> {
+        (1..=u64::from(processes)).try_for_each(|number| self.give_number(number))
+    }
+
+    fn give_number(&mut self, number: u64) -> Result<(), LoadError> {
+        self.process_numbers
+            .push(number, 0)
+            .map_err(|error| LoadError::other("number processes", error))
+    }
+
+    /// Becomes readable when a process was made or has become another program.
+    ///
+    /// # Errors
+    ///
+    /// There are no file descriptors left.
+    pub fn process_events(&self) -> io::Result<OwnedFd> {
+        self.events.as_fd().try_clone_to_owned()
+    }
+
+    /// Takes the blocks of a process out of the live set, and tells of each. Its number is another one's then.
+    ///
+    /// # Errors
+    ///
+    /// A map cannot be read or written.
+    pub(super) fn forget_process(
+        &mut self,
+        pid: i32,
+        number: u64,
+        mut died: impl FnMut(&LiveObject),
+    ) -> Result<(), LoadError> {
+        let failed = |error| LoadError::other("take out a process's blocks", error);
+        // It is not there if it has become another program.
+        let _ = self.processes.remove(&(pid as u32));
+        let mut blocks = Vec::new();
+        self.for_each_live(|key, object| {
+            if key >> PROCESS_SHIFT == number {
+                blocks.push((key, object));
+            }
+        })?;
+        let mut live = HashMap::<_, u64, LiveObject>::try_from(&mut self.live).map_err(failed)?;
+        let mut removed = self.live_state.get(&LIVE_REMOVED, 0).map_err(failed)?;
+        for (key, object) in &blocks {
+            if live.remove(key).is_ok() {
+                removed += 1;
+                died(object);
+            }
+        }
+        self.live_state
+            .set(LIVE_REMOVED, removed, 0)
+            .map_err(failed)?;
+        self.give_number(number)
     }
 
     /// The totals of all sites of a kind.

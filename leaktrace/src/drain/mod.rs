@@ -6,6 +6,7 @@
 mod kernel;
 mod coarsened;
 mod objects;
+mod processes;
 mod refill;
 mod sampler;
 mod sites;
@@ -16,8 +17,8 @@ mod blocks;
 use std::collections::{BTreeMap, HashMap};
 
 use leaktrace_common::{
-    EVENT_EXEC, EVENT_GC, EVENT_MMAP, KIND_GO_HEAP, KIND_GOROUTINE, KIND_MALLOC, Ktime, LiveObject,
-    MAPPED_CODE, SiteCounters, SiteKey, VmEvent,
+    EVENT_CHILD_EXEC, EVENT_EXEC, EVENT_FORK, EVENT_GC, EVENT_MMAP, KIND_GO_HEAP, KIND_GOROUTINE,
+    KIND_MALLOC, Ktime, LiveObject, MAPPED_CODE, SiteCounters, SiteKey, VmEvent,
 };
 
 use self::deltas::{add_freed, delta_of, died};
@@ -35,12 +36,14 @@ use self::{
     blocks::Blocks,
     coarsened::Steps,
     objects::{Objects, Turnover},
+    processes::Processes,
     sites::Sites,
 };
 pub use self::{
     coarsened::Coarsened,
     goroutines::{Goroutines, Purpose},
     kernel::Kernel,
+    processes::Change as ProcessChange,
     refill::RefillSampler,
     sampler::Sampler,
 };
@@ -72,6 +75,7 @@ pub struct Drain {
     malloc: bool,
     coarsened: Steps,
     blocks: Option<Blocks>,
+    processes: Processes,
     events: u64,
     code_mapped: bool,
     exec: bool,
@@ -104,6 +108,7 @@ impl Drain {
             malloc,
             coarsened: Steps::default(),
             blocks: None,
+            processes: Processes::default(),
             events: 0,
             code_mapped: false,
             exec: false,
@@ -138,6 +143,7 @@ impl Drain {
             match event.event {
                 EVENT_GC => self.gc_cycles += 1,
                 EVENT_EXEC => self.exec = true,
+                EVENT_FORK | EVENT_CHILD_EXEC => self.processes.take(&event),
                 _ => {
                     self.code_mapped |= event.event == EVENT_MMAP && event.flags & MAPPED_CODE != 0;
                     self.address_space_event(&event);
@@ -386,6 +392,7 @@ impl Drain {
         let mut sites = HashMap::new();
         if self.malloc {
             sites = self.kernel.totals(KIND_MALLOC)?;
+            self.processes.add_ended(&mut sites);
         }
         let mut of_go = HashMap::new();
         if is_sampled {
@@ -462,24 +469,6 @@ impl Drain {
                 add_freed(&mut delta.freed, each.cohort, each.objects, each.bytes);
             }
         }
-    }
-}
-
-impl Drain {
-    /// What there is to say of our own sampling at the end of an interval.
-    fn own_counts(&mut self) -> (Vec<schema::GoClass>, Option<schema::GoOwnSampling>) {
-        let GoHeap::Refill(sampler) = &mut self.go else {
-            return Default::default();
-        };
-        let OwnSampling { hits, share } = self.own_sampling;
-        self.own_sampling.hits = 0;
-        let sampling = schema::GoOwnSampling {
-            sample_bytes: sampler.sample_bytes(),
-            hits,
-            share,
-            followed: sampler.followed(),
-        };
-        (sampler.classes(), Some(sampling))
     }
 }
 

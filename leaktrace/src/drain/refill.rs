@@ -10,6 +10,8 @@ use std::{
 
 use leaktrace_common::{GoSample, StackId};
 
+use super::{Drain, GoHeap, OwnSampling};
+
 use crate::{
     capture::schema,
     inventory::{Fate, Followed, Spans, goroutines::LiveSample},
@@ -252,6 +254,24 @@ impl Classes {
             }
         }
         changed
+    }
+}
+
+impl Drain {
+    /// What there is to say of our own sampling at the end of an interval.
+    pub(super) fn own_counts(&mut self) -> (Vec<schema::GoClass>, Option<schema::GoOwnSampling>) {
+        let GoHeap::Refill(sampler) = &mut self.go else {
+            return Default::default();
+        };
+        let OwnSampling { hits, share } = self.own_sampling;
+        self.own_sampling.hits = 0;
+        let sampling = schema::GoOwnSampling {
+            sample_bytes: sampler.sample_bytes(),
+            hits,
+            share,
+            followed: sampler.followed(),
+        };
+        (sampler.classes(), Some(sampling))
     }
 }
 

@@ -32,7 +32,7 @@ use leaktrace_common::{AllocatorCall, BlockEvent, GoSample, UNWIND_CHUNK, VmEven
 
 use crate::{
     go::layout::{Span, Special},
-    plan::{Plan, Uprobe},
+    plan::{Plan, Tracepoint, Uprobe},
     target::Target,
 };
 
@@ -75,6 +75,8 @@ pub struct MapSizes {
     pub block_ring_bytes: u32,
     /// Threads of the target that call native allocators.
     pub threads: u32,
+    /// Processes other than the target that are followed at one time; 0: none is.
+    pub processes: u32,
     /// Probes at the beginning of native allocators' functions.
     pub allocator_calls: u32,
 }
@@ -92,12 +94,16 @@ impl Default for MapSizes {
             sample_ring_bytes: 1 << 22,
             block_ring_bytes: 1 << 22,
             threads: 1 << 12,
+            processes: 0,
             allocator_calls: 1 << 10,
         }
     }
 }
 
 impl MapSizes {
+    /// Processes other than the target that are followed at one time where any are.
+    pub const PROCESSES: u32 = 1 << 10;
+
     /// Records that the ring buffer holds: each takes eight bytes more than itself, and one byte
     /// always stays free.
     pub fn ring_records(&self) -> u32 {
@@ -228,6 +234,7 @@ impl Loaded {
             })
             .override_global(aya_log::LEVEL, &log_level, true)
             .override_global("TARGET_TGID", &tgid, true)
+            .override_global("FOLLOWS_FORKS", &u32::from(sizes.processes > 0), true)
             .override_global("LIVE_CAPACITY", &sizes.live_objects, true)
             .override_global("GO_SPECIAL_KIND", &kind_offset, true)
             .override_global("GO_KIND_PROFILE", &kind_profile, true)
@@ -242,6 +249,8 @@ impl Loaded {
             .override_global("GO_SWEEPGEN", &sweepgen, true)
             .override_global("GO_G_GOPC", &gopc, true)
             .map_max_entries("LIVE", sizes.live_objects)
+            .map_max_entries("PROCESSES", sizes.processes.max(1))
+            .map_max_entries("PROCESS_NUMBERS", sizes.processes.max(1))
             .map_max_entries("STACKS", sizes.stacks)
             .map_max_entries("COUNTERS", sizes.sites)
             .map_max_entries("EVENTS", sizes.ring_bytes)
@@ -293,14 +302,22 @@ impl Loaded {
     ///
     /// The first that could not be attached; those before it are gone when `self` is.
     pub fn attach_tracepoints(&mut self, plan: &Plan) -> Result<(), LoadError> {
-        for tracepoint in &plan.tracepoints {
-            let name = format!("{}:{}", tracepoint.category, tracepoint.name);
-            let program: &mut TracePoint = self.program(tracepoint.program)?;
-            program.load().map_err(|e| program_error(&name, e))?;
-            program
-                .attach(tracepoint.category, tracepoint.name)
-                .map_err(|e| program_error(&name, e))?;
-        }
+        let mut tracepoints = plan.tracepoints.iter();
+        tracepoints.try_for_each(|tracepoint| self.attach_tracepoint(tracepoint))
+    }
+
+    /// Attaches a tracepoint.
+    ///
+    /// # Errors
+    ///
+    /// It could not be attached.
+    pub fn attach_tracepoint(&mut self, tracepoint: &Tracepoint) -> Result<(), LoadError> {
+        let name = format!("{}:{}", tracepoint.category, tracepoint.name);
+        let program: &mut TracePoint = self.program(tracepoint.program)?;
+        program.load().map_err(|e| program_error(&name, e))?;
+        program
+            .attach(tracepoint.category, tracepoint.name)
+            .map_err(|e| program_error(&name, e))?;
         Ok(())
     }
 

@@ -200,6 +200,16 @@ impl ProbeSet {
         for probe in &self.probes {
             check_code(probe, target)?;
         }
+        self.open_in(target.pid)
+    }
+
+    /// Attaches all of them in a process that the target has made: it has the target's code, in which these
+    /// probes are.
+    ///
+    /// # Errors
+    ///
+    /// As of [`ProbeSet::open`].
+    pub fn open_in(&self, pid: i32) -> Result<OpenSet, LoadError> {
         let links = self.groups.iter().map(|group| {
             let attr = LinkAttr {
                 prog_fd: self
@@ -214,12 +224,12 @@ impl ProbeSet {
                     AT_RETURN => BPF_F_UPROBE_MULTI_RETURN,
                     _ => 0,
                 },
-                pid: target.pid as u32,
+                pid: pid as u32,
                 ..LinkAttr::default()
             };
             // SAFETY: as above; `cnt` offsets are there.
             unsafe { bpf(BPF_LINK_CREATE, &attr) }.map_err(|error| match error.raw_os_error() {
-                Some(libc::ESRCH) => LoadError::Gone { pid: target.pid },
+                Some(libc::ESRCH) => LoadError::Gone { pid },
                 _ => LoadError::other(&format!("attach `{}`", group.program), error),
             })
         });
@@ -254,6 +264,7 @@ fn fd(map: &Map) -> Option<BorrowedFd<'_>> {
         | Map::PerCpuArray(data)
         | Map::HashMap(data)
         | Map::PerCpuHashMap(data)
+        | Map::Queue(data)
         | Map::RingBuf(data) => data,
         _ => return None,
     };

@@ -4,7 +4,9 @@ use anyhow::Result;
 use tokio::time::Instant;
 
 use super::{
-    Code, Options, Recorder, Sample, Session, Unwind, header,
+    Code, Options, Recorder, Sample, Session, Unwind,
+    forks::Forks,
+    header,
     heap_profile::HeapProfile,
     late_objects::LateObjects,
     limit,
@@ -43,6 +45,23 @@ pub(super) fn attach<'a>(
     let (native, others): (Vec<_>, Vec<_>) =
         plan.uprobes.iter().cloned().partition(Uprobe::is_native);
     loaded.attach_uprobes(&others, target)?;
+    let forks = match options.sizes.processes {
+        0 => None,
+        _ if !plan.malloc => {
+            limits.push(limit(
+                "the processes that it makes",
+                "only their native allocators could be followed, and none was found",
+            ));
+            None
+        }
+        processes => Some(Forks::follow(
+            &native,
+            processes,
+            loaded,
+            &mut kernel,
+            target,
+        )?),
+    };
     let malloc = match plan.malloc {
         true => Some(malloc::begin(
             options,
@@ -93,6 +112,7 @@ pub(super) fn attach<'a>(
         target,
         drain,
         windows,
+        forks,
         memory: MemoryReader::new(target),
         goroutines,
         late_objects: plan

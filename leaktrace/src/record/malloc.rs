@@ -62,7 +62,9 @@ pub(super) struct Begun {
 
 /// The most that tracing native allocators may cost, as a share; none if there is no bound.
 pub(super) fn budget(options: &Options) -> Option<f64> {
-    let default = options.sample.is_none().then_some(MAX_OVERHEAD);
+    // Windows are of one process only.
+    let is_alone = options.sample.is_none() && options.sizes.processes == 0;
+    let default = is_alone.then_some(MAX_OVERHEAD);
     options
         .max_overhead
         .or(default)
