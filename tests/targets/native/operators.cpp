@@ -1,13 +1,20 @@
 // Every form of operator new and operator delete, each from a function of its own, and the truth about
 // it. A call in eight asks for more than there is: its exception is caught by the caller's caller.
 //
-// The line "run N" on stdin lets it do N rounds; it is answered, when that is done, by a line of JSON.
+//   operators [--threads N] [--never-refused]
+//
+// The line "run N" on stdin lets each thread do N rounds; it is answered, when that is done, by a line of JSON.
+// Blocks are given back by whichever thread comes by. `--never-refused` is for an allocator that ends the program
+// rather than throw.
 
+#include <atomic>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <mutex>
 #include <new>
+#include <pthread.h>
 #include <unistd.h>
 
 #define NOINLINE __attribute__((noinline, noclone))
@@ -19,7 +26,11 @@ static const char *const names[FORMS] = {
 	"by_aligned_nothrow", "refused",
 };
 
-static unsigned long long counts[FORMS][4];
+enum { MOST_THREADS = 8, PLACES = 64 };
+
+static std::atomic<unsigned long long> counts[FORMS][4];
+static uint64_t rounds, threads = 1;
+static bool never_refused;
 static const auto alignment = std::align_val_t{256};
 static void *volatile seen;
 
@@ -59,8 +70,9 @@ static void give_back(enum form form, void *at, size_t size)
 
 static void round_of(uint64_t round)
 {
-	static struct { enum form form; void *at; size_t size; } ring[64];
-	auto &place = ring[round * 5 % 64];
+	static struct { std::mutex lock; enum form form; void *at; size_t size; } ring[PLACES];
+	auto &place = ring[round * 5 % PLACES];
+	std::lock_guard<std::mutex> guard(place.lock);
 	if (place.at) {
 		counts[place.form][2]++;
 		counts[place.form][3] += place.size;
@@ -81,14 +93,34 @@ static void round_of(uint64_t round)
 	case ARRAY_ALIGNED: at = by_array_aligned(size); break;
 	case ALIGNED_NOTHROW: at = by_aligned_nothrow(size); break;
 	default:
-		if (!is_refused(PTRDIFF_MAX - 65536))
+		if (!never_refused && !is_refused(PTRDIFF_MAX - 65536))
 			abort();
 		return;
 	}
 	counts[form][0]++;
 	counts[form][1] += size;
 	memset(at, 1, 16);
-	place = { form, at, size };
+	place.form = form;
+	place.at = at;
+	place.size = size;
+}
+
+static void *work(void *first)
+{
+	for (uint64_t round = 0; round < rounds; round++)
+		round_of(reinterpret_cast<uintptr_t>(first) + round);
+	return nullptr;
+}
+
+static void run()
+{
+	static pthread_t made[MOST_THREADS];
+	for (uint64_t n = 1; n < threads; n++)
+		if (pthread_create(&made[n], nullptr, work, reinterpret_cast<void *>(n * 13)))
+			abort();
+	work(nullptr);
+	for (uint64_t n = 1; n < threads; n++)
+		pthread_join(made[n], nullptr);
 }
 
 static void tell(const char *asked)
@@ -97,16 +129,23 @@ static void tell(const char *asked)
 	size_t at = snprintf(line, sizeof line, "{\"asked\":\"%s\"", asked);
 	for (int i = 0; i < FORMS; i++)
 		at += snprintf(line + at, sizeof line - at, ",\"%s\":[%llu,%llu,%llu,%llu]", names[i],
-			       counts[i][0], counts[i][1], counts[i][2], counts[i][3]);
+			       counts[i][0].load(), counts[i][1].load(), counts[i][2].load(), counts[i][3].load());
 	at += snprintf(line + at, sizeof line - at, "}\n");
 	if (write(1, line, at) != static_cast<ssize_t>(at))
 		abort();
 }
 
-int main()
+int main(int argc, char **argv)
 {
+	for (int i = 1; i < argc; i++) {
+		never_refused |= !strcmp(argv[i], "--never-refused");
+		if (!strcmp(argv[i], "--threads") && i + 1 < argc)
+			threads = strtoull(argv[i + 1], nullptr, 10);
+	}
+	if (threads < 1 || threads > MOST_THREADS)
+		return 1;
 	// What the first exception takes for itself.
-	if (!is_refused(PTRDIFF_MAX - 65536))
+	if (!never_refused && !is_refused(PTRDIFF_MAX - 65536))
 		return 1;
 	tell("");
 	static char line[256];
@@ -119,9 +158,8 @@ int main()
 		line[at] = 0;
 		at = 0;
 		if (!strncmp(line, "run ", 4)) {
-			uint64_t n = strtoull(line + 4, nullptr, 10);
-			for (uint64_t round = 0; round < n; round++)
-				round_of(round);
+			rounds = strtoull(line + 4, nullptr, 10);
+			run();
 		}
 		tell(line);
 	}
