@@ -38,34 +38,60 @@ pub fn look(pid: i32) -> Result<Goroutines> {
         .with_context(|| format!("failed to read the goroutines of process {pid}"))
 }
 
+/// The code of a process: its modules, open, and where they are mapped.
+pub(crate) struct Code {
+    files: Modules,
+    pub(crate) modules: Vec<schema::Module>,
+    pub(crate) mappings: Vec<schema::Mapping>,
+}
+
+impl Code {
+    /// Reads the mappings.
+    pub(crate) fn of(target: &Target) -> Result<Self, TargetError> {
+        let map = target.address_map()?;
+        let mut files = Modules::default();
+        let mut mappings = Vec::new();
+        for mapping in map.executable() {
+            let module = files.intern(&map, mapping) as u32;
+            mappings.push(schema::Mapping {
+                start: mapping.address.0,
+                end: mapping.address.1,
+                file_offset: mapping.offset,
+                module,
+            });
+        }
+        let modules = files
+            .iter()
+            .zip(0..)
+            .map(|(module, id)| schema::Module {
+                id,
+                path: module.path.clone(),
+                build_id: module.build_id.clone().unwrap_or_default(),
+            })
+            .collect();
+        Ok(Self {
+            files,
+            modules,
+            mappings,
+        })
+    }
+
+    /// Names its addresses.
+    pub(crate) fn symbolizer(&self) -> Symbolizer<'_> {
+        let open = |wanted: &crate::symbolize::Module| {
+            self.files
+                .open_path(&wanted.path, wanted.build_id.as_deref())
+        };
+        Symbolizer::from_capture(&self.modules, &self.mappings, open)
+    }
+}
+
 /// A capture of this one interval, with its symbols.
 fn named(target: &Target, mut interval: schema::Interval) -> Result<Capture> {
-    let map = target.address_map()?;
-    let mut modules = Modules::default();
-    for mapping in map.executable() {
-        let module = modules.intern(&map, mapping) as u32;
-        interval.mappings.push(schema::Mapping {
-            start: mapping.address.0,
-            end: mapping.address.1,
-            file_offset: mapping.offset,
-            module,
-        });
-    }
-    interval.modules = modules
-        .iter()
-        .zip(0..)
-        .map(|(module, id)| schema::Module {
-            id,
-            path: module.path.clone(),
-            build_id: module.build_id.clone().unwrap_or_default(),
-        })
-        .collect();
+    let code = Code::of(target)?;
     let addresses: Vec<_> = addresses_in(&interval).collect();
-    let open = |wanted: &crate::symbolize::Module| {
-        modules.open_path(&wanted.path, wanted.build_id.as_deref())
-    };
-    let symbols =
-        Symbolizer::from_capture(&interval.modules, &interval.mappings, open).symbols(&addresses);
+    let symbols = code.symbolizer().symbols(&addresses);
+    (interval.modules, interval.mappings) = (code.modules, code.mappings);
     Ok(Capture {
         header: schema::Header::default(),
         intervals: vec![interval],

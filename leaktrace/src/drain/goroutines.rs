@@ -5,7 +5,7 @@
 //! bounded. Whatever is over a bound is counted.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, HashMap},
     time::{Duration, Instant},
 };
 
@@ -14,7 +14,7 @@ use leaktrace_common::SiteCounters;
 use crate::{
     capture::schema,
     inventory::goroutines::{
-        Census, Follow, Goroutines as Reader, Group, Key, LiveSample, Pins, Progress, State,
+        Census, Follow, Goroutines as Reader, Key, LiveSample, Pins, Progress, State,
     },
     loss,
 };
@@ -193,7 +193,7 @@ impl<'a> Goroutines<'a> {
             .iter()
             .map(|(key, _)| self.row_of(key, &mut interval.goroutine_groups))
             .collect();
-        let channels = self.channels(census);
+        let channels = self.reader.busiest_channels(census);
         let mut rows: BTreeMap<u32, schema::GoroutineCount> = BTreeMap::new();
         // Those that are gone.
         for group in self.written.values().filter(|row| row.count > 0) {
@@ -264,48 +264,6 @@ impl<'a> Goroutines<'a> {
         });
         self.ids.insert(key, id);
         id
-    }
-
-    /// By index of the group: the channel on which most of it wait.
-    fn channels(&self, census: &Census) -> HashMap<usize, schema::GoroutineChannel> {
-        let groups = census.groups.iter().enumerate();
-        let most: Vec<(usize, &Group, u64)> = groups
-            .filter_map(|(index, (_, group))| {
-                // Among equals the same one each time.
-                let most = group.channels.iter().max_by_key(|(at, n)| (**n, **at))?;
-                Some((index, group, *most.0))
-            })
-            .collect();
-        let wanted: HashSet<u64> = most.iter().map(|(_, _, address)| *address).collect();
-        let waiting = census.waiting_on(&wanted);
-        let on = |address: u64, reason: &str| -> u64 {
-            let of_channel = waiting.iter().filter(|((channel, index), _)| {
-                *channel == address && self.reader.reason(*index) == Some(reason)
-            });
-            of_channel.map(|(_, count)| count).sum()
-        };
-        let mut found = HashMap::new();
-        for (index, group, address) in most {
-            let Ok(channel) = self.reader.channel(address) else {
-                continue;
-            };
-            let (senders, receivers) = (on(address, "chan send"), on(address, "chan receive"));
-            let channel = schema::GoroutineChannel {
-                address,
-                waiting: group.channels.get(&address).copied().unwrap_or(0),
-                distinct: group.channels.len() as u64,
-                capacity: channel.capacity,
-                queued: channel.queued,
-                element_size: channel.element_size.into(),
-                closed: channel.closed,
-                senders,
-                receivers,
-                sender_in_select: channel.has_senders && senders == 0,
-                receiver_in_select: channel.has_receivers && receivers == 0,
-            };
-            found.insert(index, channel);
-        }
-        found
     }
 
     fn pins(

@@ -8,6 +8,7 @@
 
 mod seen;
 mod census;
+mod channels;
 mod follow;
 mod pins;
 
@@ -28,6 +29,9 @@ use crate::{
 const MAX_GOROUTINES: u64 = 1 << 24;
 /// Goroutines read at a time.
 const CHUNK: usize = 2048;
+/// Bytes of a single stack that are read, from its innermost frame on; the runtime lets one grow to
+/// 1 GiB.
+pub const MAX_STACK: u64 = 64 << 20;
 /// How often a goroutine that moves is read again.
 const RETRIES: usize = 4;
 /// Code addresses about which the binary's tables are asked once.
@@ -99,12 +103,13 @@ impl<'a> Goroutines<'a> {
         Some(reason.as_str()).filter(|reason| !reason.is_empty())
     }
 
-    /// Takes the census.
+    /// Addresses of the `runtime.g`s of all goroutines, dead ones included, in the order of
+    /// `runtime.allgs`, where each keeps its place for ever.
     ///
     /// # Errors
     ///
-    /// The list itself cannot be read.
-    pub fn census(&self) -> Result<Census, CensusError> {
+    /// The list cannot be read.
+    pub fn addresses(&self) -> Result<Vec<u64>, CensusError> {
         let list = self.memory.read_u64(self.allgs)?;
         let len = self.memory.read_u64(self.allgs + 8)?;
         if len > MAX_GOROUTINES {
@@ -112,13 +117,40 @@ impl<'a> Goroutines<'a> {
         }
         let mut pointers = vec![0; len as usize * 8];
         self.memory.read(list, &mut pointers)?;
+        Ok(pointers.chunks(8).map(|pointer| word(pointer, 0)).collect())
+    }
+
+    /// The stack of one goroutine as it is now, from its stack pointer up: where it is, its
+    /// bytes, and where it stands, as a return address. `None`: it is another goroutine now, runs, or
+    /// moves.
+    pub fn stack(&self, address: u64, goid: u64) -> Option<(u64, Vec<u8>, u64)> {
+        let g = &self.layout.g;
+        let look = || {
+            let mut bytes = vec![0; g.size as usize];
+            self.memory.read(address, &mut bytes).ok()?;
+            Seen::of(&bytes, g).filter(|seen| seen.goid == goid)
+        };
+        let seen = look()?;
+        let mut stack = vec![0; seen.depth().min(MAX_STACK) as usize];
+        self.memory.read(seen.sp, &mut stack).ok()?;
+        let is_whole = look().is_some_and(|now| now.is_same(&seen)) && !stack.is_empty();
+        is_whole.then_some((seen.sp, stack, seen.return_address(self.frame(seen.pc).1)))
+    }
+
+    /// Takes the census.
+    ///
+    /// # Errors
+    ///
+    /// The list itself cannot be read.
+    pub fn census(&self) -> Result<Census, CensusError> {
+        let addresses = self.addresses()?;
         let mut census = Census::default();
         let mut first = 0;
-        for chunk in pointers.chunks(CHUNK * 8) {
+        for chunk in addresses.chunks(CHUNK) {
             let mut left: Vec<(usize, u64)> = chunk
-                .chunks(8)
+                .iter()
                 .enumerate()
-                .map(|(index, pointer)| (first + index, word(pointer, 0)))
+                .map(|(index, address)| (first + index, *address))
                 .collect();
             first += left.len();
             for retry in 0..=RETRIES {

@@ -67,6 +67,12 @@ impl Seen {
         (self.sp, self.depth().min(STACK_WINDOW) as usize)
     }
 
+    /// Where it stands, as a return address: one that has not run yet stands on its first
+    /// instruction, not behind a call.
+    pub(super) fn return_address(&self, is_entry: bool) -> u64 {
+        self.pc + u64::from(is_entry && self.state == State::Runnable)
+    }
+
     /// Return addresses by frame pointers through the window of its stack, and whether outermost
     /// ones are missing. A goroutine begins with a frame pointer of zero (runtime/proc.go,
     /// `newproc1`). `frame` says of a code address how large the frame is there, and whether a
@@ -77,8 +83,7 @@ impl Seen {
         frame: impl Fn(u64) -> (Option<u64>, bool),
     ) -> (Vec<u64>, bool) {
         let (size, is_entry) = frame(self.pc);
-        // One that has not run yet stands on its first instruction, not behind a call.
-        let mut pcs = vec![self.pc + u64::from(is_entry && self.state == State::Runnable)];
+        let mut pcs = vec![self.return_address(is_entry)];
         let mut bp = self.bp;
         if self.state == State::Syscall {
             // Before Go 1.23 the frame pointer is not saved when a system call begins.
