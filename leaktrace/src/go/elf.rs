@@ -13,6 +13,8 @@ const PT_DYNAMIC: u32 = 2;
 const PT_INTERP: u32 = 3;
 const SHT_SYMTAB: u32 = 2;
 const SHT_NOBITS: u32 = 8;
+const SHF_WRITE: u64 = 0x1;
+const SHF_ALLOC: u64 = 0x2;
 const SHF_COMPRESSED: u64 = 0x800;
 const ELFCOMPRESS_ZLIB: u32 = 1;
 const ELFCOMPRESS_ZSTD: u32 = 2;
@@ -197,6 +199,25 @@ impl Elf {
             let found = at.and_then(|at| self.file(at, name.len() as u64 + 1));
             found.is_some_and(|found| found.strip_suffix(b"\0") == Some(name.as_bytes()))
         })
+    }
+
+    /// Sections that a program can write: address, size and name.
+    pub(super) fn data_sections(&self) -> Vec<(u64, u64, String)> {
+        let name = |section: &Section| {
+            let names = self.names?;
+            let from = names.offset.checked_add(section.name.into())?;
+            let left = names.size.checked_sub(section.name.into())?;
+            let bytes = self.file(from, left.min(MAX_NAME as u64))?;
+            let name = c_string(bytes, 0)?;
+            Some(String::from_utf8_lossy(name).into_owned())
+        };
+        let written = self
+            .sections
+            .iter()
+            .filter(|section| section.flags & (SHF_WRITE | SHF_ALLOC) == SHF_WRITE | SHF_ALLOC);
+        written
+            .filter_map(|section| Some((section.address, section.size, name(section)?)))
+            .collect()
     }
 
     /// The segment with file bytes for `address`.

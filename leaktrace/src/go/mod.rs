@@ -19,6 +19,8 @@ mod moduledata;
 mod variable;
 mod sampler_flag;
 mod memstats;
+mod data;
+mod stack_map;
 mod runtime_types;
 mod table;
 mod dwarf;
@@ -29,7 +31,9 @@ use std::sync::{Mutex, OnceLock};
 
 use bytes::Bytes;
 
+pub use data::{DataSymbols, Place};
 pub use memstats::{GoMemory, MemStatsLayout};
+pub use stack_map::{FrameMap, Slots};
 pub use variable::{GoVariable, Located};
 pub use version::GoVersion;
 
@@ -158,7 +162,11 @@ impl GoBinary {
         let module = module_data(&elf, &pclntab, &version)
             .or_else(|| {
                 let text = Some(pclntab.text_start).filter(|start| *start != 0)?;
-                Some(ModuleData { text, gofunc: None })
+                Some(ModuleData {
+                    address: None,
+                    text,
+                    gofunc: None,
+                })
             })
             .ok_or_else(|| GoError::NoModuleData(version.text.clone()))?;
         let (go_build_id, gnu_build_id) = version::build_ids(&elf);
@@ -323,6 +331,20 @@ impl GoBinary {
         Some(self.pclntab.frame_size(&function, offset)?.into())
     }
 
+    /// Where a frame has pointers whose call returns to `pc`. `None`: no Go function is there, or its
+    /// data are not known.
+    pub fn frame_map(&self, pc: u64) -> Option<FrameMap> {
+        let call = self.text_offset(pc)?.checked_sub(1)?;
+        let function = self.pclntab.function_at(call)?;
+        stack_map::frame_map(
+            &self.elf,
+            &self.pclntab,
+            self.module.gofunc?,
+            &function,
+            call,
+        )
+    }
+
     /// Whether a function begins at `pc`.
     pub fn is_entry(&self, pc: u64) -> bool {
         let function = |offset| Some((offset, self.pclntab.function_at(offset)?));
@@ -350,6 +372,16 @@ impl GoBinary {
     /// Where a variable of the runtime is. The error is the reason why it is not known.
     pub fn variable(&self, variable: GoVariable) -> Result<Located, String> {
         variable::locate(self, variable)
+    }
+
+    /// Link-time address of `runtime.firstmoduledata`, if it was found.
+    pub fn module_data(&self) -> Option<u64> {
+        self.module.address
+    }
+
+    /// Its variables and sections, to name addresses of data.
+    pub fn data_symbols(&self) -> DataSymbols {
+        DataSymbols::of(&self.elf)
     }
 
     /// Whether the linker has switched the heap sampler off, because nothing in the program refers

@@ -13,6 +13,8 @@ use super::runtime_types::Struct;
 /// What pclntab lookups need of a Go module.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ModuleData {
+    /// Where it is itself; unknown where only pclntab's header was found.
+    pub(super) address: Option<u64>,
     /// Address that function entries are relative to.
     pub(super) text: u64,
     /// Address that function data (inline trees) is relative to; unknown for releases that are not.
@@ -45,6 +47,7 @@ pub(super) fn find(
                 && word("minpc")? < word("etext")?;
             let gofunc = word("gofunc").filter(|_| knows_all);
             genuine.then_some(ModuleData {
+                address: Some(address),
                 text,
                 gofunc: gofunc.filter(|gofunc| elf.read(*gofunc, 1).is_some()),
             })

@@ -12,7 +12,8 @@ use super::elf::{Elf, c_string, u32_at, u64_at};
 /// instruction quantum (1 on amd64) and the size of a pointer.
 const HEADER_118: u64 = 0x0801_0000_ffff_fff0;
 const HEADER_120: u64 = 0x0801_0000_ffff_fff1;
-/// internal/abi/symtab.go: `PCDATA_InlTreeIndex`, `FUNCDATA_InlTree`.
+/// internal/abi/symtab.go: `PCDATA_StackMapIndex`, `PCDATA_InlTreeIndex`, `FUNCDATA_InlTree`.
+const PCDATA_STACK_MAP_INDEX: u32 = 1;
 const PCDATA_INL_TREE_INDEX: u32 = 2;
 const FUNCDATA_INL_TREE: u32 = 3;
 /// Deepest inlining that is followed. The compiler's budget allows far less.
@@ -272,17 +273,44 @@ impl Pclntab {
 
     /// Address of the function's inline tree and its index table in pctab.
     fn inline_tree(&self, gofunc: u64, function: &FuncInfo) -> Option<(u64, u32)> {
-        let pcdata = function.at.checked_add(if self.go120 { 44 } else { 40 })?;
-        let pcdata_count = u32_at(&self.data, function.at + 28)?;
-        let funcdata_count = *self.data.get(pcdata - 1)?;
-        if pcdata_count <= PCDATA_INL_TREE_INDEX || u32::from(funcdata_count) <= FUNCDATA_INL_TREE {
-            return None;
-        }
-        let index = u32_at(&self.data, pcdata + 4 * PCDATA_INL_TREE_INDEX as usize)?;
+        let index = self.pc_data(function, PCDATA_INL_TREE_INDEX)?;
+        Some((self.func_data(gofunc, function, FUNCDATA_INL_TREE)?, index))
+    }
+
+    /// The function's pc-value table of this number.
+    fn pc_data(&self, function: &FuncInfo, number: u32) -> Option<u32> {
+        let (pcdata, count) = self.pc_data_tables(function)?;
+        (number < count).then_some(())?;
+        u32_at(&self.data, pcdata + 4 * number as usize)
+    }
+
+    /// Address of the function's data of this number.
+    pub(super) fn func_data(&self, gofunc: u64, function: &FuncInfo, number: u32) -> Option<u64> {
+        let (pcdata, pcdata_count) = self.pc_data_tables(function)?;
+        let count = *self.data.get(pcdata - 1)?;
+        (number < u32::from(count)).then_some(())?;
         let funcdata = pcdata.checked_add(4 * pcdata_count as usize)?;
-        let offset = u32_at(&self.data, funcdata + 4 * FUNCDATA_INL_TREE as usize)?;
-        let tree = (offset != u32::MAX).then(|| gofunc.checked_add(u64::from(offset)));
-        Some((tree??, index))
+        let offset = u32_at(&self.data, funcdata + 4 * number as usize)?;
+        gofunc
+            .checked_add(offset.into())
+            .filter(|_| offset != u32::MAX)
+    }
+
+    fn pc_data_tables(&self, function: &FuncInfo) -> Option<(usize, u32)> {
+        let pcdata = function.at.checked_add(if self.go120 { 44 } else { 40 })?;
+        Some((pcdata, u32_at(&self.data, function.at + 28)?))
+    }
+
+    /// Which of the function's stack maps counts at `offset` from the text start; -1: none is said.
+    pub(super) fn stack_map_index(&self, function: &FuncInfo, offset: u32) -> i32 {
+        self.pc_data(function, PCDATA_STACK_MAP_INDEX)
+            .and_then(|table| self.pc_value(table, function, offset))
+            .unwrap_or(-1)
+    }
+
+    /// Bytes of the function's arguments on the stack; negative: it varies.
+    pub(super) fn argument_bytes(&self, function: &FuncInfo) -> Option<i32> {
+        Some(u32_at(&self.data, function.at + 8)? as i32)
     }
 
     fn inlined_call(&self, elf: &Elf, tree: u64, index: u64) -> Option<InlinedCall> {
