@@ -1,13 +1,15 @@
 //! What was typed, and what is needed.
 
+mod values;
+mod why;
+
 use std::{path::PathBuf, time::Duration};
 
 use clap::{CommandFactory as _, Parser, Subcommand, ValueEnum};
 use leaktrace::{export, loader::MapSizes, plan::Families, record, report, verdict};
 
 use values::{duration, entries, interval, percent, ring_bytes, sample};
-
-mod values;
+pub(crate) use why::{Why, WhyFormat};
 
 /// Attach to a running process and name the allocations it never frees.
 #[derive(Parser)]
@@ -36,6 +38,8 @@ pub(crate) enum Command {
     Top(Top),
     /// Goroutines of a Go process, or of a capture: what they wait for, where, and who made them.
     Goroutines(Goroutines),
+    /// Say what keeps objects of a Go process alive: the path from a variable or a goroutine to them.
+    Why(Why),
     /// Say what the host has, and what record would do to a process; attaches nothing.
     Check(Check),
     /// Write manual pages and completions for bash, zsh and fish.

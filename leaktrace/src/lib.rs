@@ -29,3 +29,4 @@ pub mod check;
 pub mod record;
 pub mod top;
 pub mod goroutines;
+pub mod why;

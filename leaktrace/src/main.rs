@@ -23,10 +23,11 @@ use leaktrace::{
     target::{SwitchError, TargetError},
     top::{self, NoTerminal},
     verdict::Verdict,
+    why,
 };
 
 use crate::{
-    args::{Args, Command, Format},
+    args::{Args, Command, Format, WhyFormat},
     reading::{read_capture, read_report, symbols},
     talk::Talk,
 };
@@ -47,6 +48,7 @@ fn main() -> ExitCode {
         Command::Diff(args) => diff(&args),
         Command::Top(args) => top(&args),
         Command::Goroutines(args) => look(&args),
+        Command::Why(args) => why(&args),
         Command::Check(args) => check(&args),
         Command::Generate(args) => generate::generate(&args.folder).map(|()| DONE),
     };
@@ -201,6 +203,17 @@ fn look(args: &args::Goroutines) -> Result<u8> {
             goroutines.groups.truncate(args.groups);
             report::json::write(&goroutines, &mut out)?;
         }
+    }
+    Ok(DONE)
+}
+
+fn why(args: &args::Why) -> Result<u8> {
+    let why = why::why(&args.options())?;
+    let mut out = io::stdout().lock();
+    match args.format {
+        WhyFormat::Text => report::why::write_text(&why, &mut out)?,
+        WhyFormat::Json => report::json::write(&why, &mut out)?,
+        WhyFormat::Dot => report::why::write_dot(&why, &mut out)?,
     }
     Ok(DONE)
 }

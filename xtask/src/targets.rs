@@ -4,7 +4,7 @@
 //!
 //! | name | what |
 //! |---|---|
-//! | `reload-GO`, `pipeline-GO`, `objects-GO`, `churn-GO` | built with that release of Go, as in `reload-1.27.3`; the heap sampler is linked in and on |
+//! | `reload-GO`, `pipeline-GO`, `objects-GO`, `churn-GO`, `retain-GO` | built with that release of Go, as in `reload-1.27.3`; the heap sampler is linked in and on |
 //! | `…-MODE` | `reload` in another build mode: those of [`MODES`]; of the others only `…-stripped` |
 //! | `mixed-GO-MODE` | half C, half Go, in the modes of [`C_MODES`] |
 //! | `blocked-GO-nopprof`, `blocked-GO-stripped` | a goroutine for each way of waiting; no sampler in either |
@@ -103,7 +103,7 @@ struct Program {
     without_sampler: &'static [Mode],
 }
 
-const PROGRAMS: [Program; 6] = [
+const PROGRAMS: [Program; 7] = [
     Program {
         name: "reload",
         modes: &MODES,
@@ -127,6 +127,11 @@ const PROGRAMS: [Program; 6] = [
     Program {
         name: "mixed",
         modes: &C_MODES,
+        without_sampler: &[],
+    },
+    Program {
+        name: "retain",
+        modes: &[PLAIN, STRIPPED],
         without_sampler: &[],
     },
     Program {

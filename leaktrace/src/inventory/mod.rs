@@ -4,6 +4,7 @@
 mod buckets;
 mod memory;
 pub mod goroutines;
+pub mod heap;
 mod spans;
 
 pub use buckets::{Bucket, BucketCounts, Buckets, BucketsError};

@@ -20,6 +20,7 @@ mod allocators;
 mod build;
 mod memory;
 pub mod goroutines;
+pub mod why;
 pub mod check;
 pub mod json;
 pub mod text;

@@ -198,7 +198,8 @@ impl<'a> Namer<'a> {
     }
 }
 
-fn channel(channel: &GoroutineChannel) -> ChannelReport {
+/// A channel as the report has it.
+pub(crate) fn channel(channel: &GoroutineChannel) -> ChannelReport {
     ChannelReport {
         address: channel.address,
         waiting: channel.waiting,

@@ -9,6 +9,7 @@ use super::{human, schema::Frame};
 use crate::verdict::Verdict;
 
 pub use build::build;
+pub(crate) use build::channel;
 pub(super) use text::part;
 pub(crate) use text::rate;
 pub use text::write_text;
@@ -171,7 +172,9 @@ impl ChannelReport {
 /// Index of the innermost frame that is not the runtime's, nor of a package whose business is to
 /// block; for a goroutine of the runtime's own of the innermost that is not the parking itself.
 /// `functions` are the names of the frames, innermost first.
-fn blocked_at<'a>(functions: impl Iterator<Item = Option<&'a str>> + Clone) -> Option<usize> {
+pub(crate) fn blocked_at<'a>(
+    functions: impl Iterator<Item = Option<&'a str>> + Clone,
+) -> Option<usize> {
     const BLOCKERS: [&str; 9] = [
         "runtime.",
         "sync.",

@@ -1,0 +1,67 @@
+//! What was typed for `leaktrace why`.
+
+use clap::ValueEnum;
+use leaktrace::why;
+
+use super::values::size;
+
+#[derive(clap::Args)]
+pub(crate) struct Why {
+    /// Process to look at, once; it is neither stopped nor written to.
+    #[arg(short, long, value_name = "PID", value_parser = clap::value_parser!(i32).range(1..))]
+    pid: i32,
+    /// The allocation site of this rank by live bytes, in the process's own heap profile
+    /// [default: the largest ones].
+    #[arg(long, value_name = "RANK", value_parser = clap::value_parser!(u32).range(1..), group = "what")]
+    site: Option<u32>,
+    /// Allocation sites in whose stack a function has this in its name.
+    #[arg(long, value_name = "PATTERN", group = "what")]
+    function: Option<String>,
+    /// The object at this address, hexadecimal.
+    #[arg(long, value_name = "HEX", value_parser = hexadecimal, group = "what")]
+    address: Option<u64>,
+    /// The whole heap, by a selection of its objects; so it is where the heap sampler is off.
+    #[arg(long, group = "what")]
+    heap: bool,
+    /// Memory that its tables may take: eight bytes for each object that can hold pointers.
+    #[arg(long, value_name = "SIZE", default_value = "512MiB", value_parser = size)]
+    max_memory: u64,
+    /// Form of the result.
+    #[arg(long, value_enum, default_value = "text")]
+    pub(crate) format: WhyFormat,
+    /// How many sites to show.
+    #[arg(short = 'n', long = "sites", default_value = "3", value_name = "N")]
+    sites: usize,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum WhyFormat {
+    Text,
+    Json,
+    /// A graph, for Graphviz.
+    Dot,
+}
+
+impl Why {
+    pub(crate) fn options(&self) -> why::Options {
+        let choice = match (self.site, &self.function, self.address) {
+            (Some(rank), ..) => why::Choice::Site(rank as usize),
+            (_, Some(pattern), _) => why::Choice::Function(pattern.clone()),
+            (.., Some(address)) => why::Choice::Address(address),
+            _ if self.heap => why::Choice::Heap,
+            _ => why::Choice::Largest,
+        };
+        why::Options {
+            pid: self.pid,
+            choice,
+            sites: self.sites,
+            max_memory: self.max_memory,
+        }
+    }
+}
+
+/// `0xc000123400`, or without `0x`.
+fn hexadecimal(text: &str) -> Result<u64, String> {
+    u64::from_str_radix(text.trim_start_matches("0x"), 16)
+        .map_err(|_| "give an address such as 0xc000123400".to_owned())
+}

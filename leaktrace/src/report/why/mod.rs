@@ -1,0 +1,205 @@
+//! What keeps objects alive: what `leaktrace why` prints.
+
+mod dot;
+mod text;
+
+use serde::Serialize;
+
+use super::{Frame, LimitReport, goroutines::GoroutineGroup};
+
+pub use dot::write_dot;
+pub use text::write_text;
+
+/// Version of what `--format json` prints.
+pub const SCHEMA: u32 = 1;
+
+/// Why objects of some allocation sites are alive. Sizes are in bytes.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Why {
+    /// Version of this form, [`SCHEMA`].
+    pub schema: u32,
+    /// The process.
+    pub target: WhyTarget,
+    /// What was gone through.
+    pub pass: Pass,
+    /// Allocation sites, the one with the most live bytes first; or the one object asked for.
+    pub sites: Vec<WhySite>,
+    /// Sites of the process's heap profile that have live samples, shown or not.
+    pub sites_total: u64,
+    /// What was not looked at.
+    pub limits: Vec<LimitReport>,
+}
+
+/// The process that was looked at.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct WhyTarget {
+    /// Its id.
+    pub pid: i32,
+    /// Its command name.
+    pub comm: String,
+    /// Path of its executable.
+    pub exe: String,
+    /// As in `go1.27.3`.
+    pub runtime: String,
+    /// Whether it has no symbol table.
+    pub stripped: bool,
+    /// Bytes for each sample of its heap sampler; zero: it is off.
+    pub sample_rate: u64,
+}
+
+/// What was gone through, and at which cost.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Pass {
+    /// Spans of the heap.
+    pub spans: u64,
+    /// Their bytes.
+    pub heap_bytes: u64,
+    /// Bytes of objects that were looked at.
+    pub scanned_bytes: u64,
+    /// Bytes of objects that could not be read.
+    pub unread_bytes: u64,
+    /// Objects with pointers that a root leads to.
+    pub reached_objects: u64,
+    /// Words of roots left out because there were too many.
+    pub roots_dropped: u64,
+    /// Bytes of memory that the tables may take.
+    pub table_bytes: u64,
+    /// Passes made: one more each time that a path did not hold when it was read again.
+    pub passes: u64,
+    /// How long the last pass took, in milliseconds.
+    pub took_ms: f64,
+}
+
+/// The objects of one allocation site.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct WhySite {
+    /// Its number, from 1: by live bytes in the process's own heap profile. Zero for an object that was
+    /// asked for by its address, and for the whole heap.
+    pub rank: u64,
+    /// The stack of the allocation, innermost first.
+    pub stack: Vec<Frame>,
+    /// Address of the object that was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub address: Option<u64>,
+    /// All its live objects.
+    pub total: Amount,
+    /// What keeps them, by where the path begins, the most bytes first.
+    pub holders: Vec<Holder>,
+    /// Further ones.
+    pub holders_left_out: u64,
+    /// Those to which no root leads: they wait to be collected, or what holds them is not looked at.
+    pub unreached: Amount,
+    /// Those whose path did not hold when it was read again.
+    pub moved: Amount,
+    /// Those that died meanwhile.
+    pub gone: Amount,
+    /// Those whose path was not checked because there are too many.
+    pub unchecked: Amount,
+}
+
+/// So many samples, and what they stand for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Amount {
+    /// Sampled objects.
+    pub samples: u64,
+    /// Estimate of objects.
+    pub objects: f64,
+    /// Estimate of bytes.
+    pub bytes: f64,
+}
+
+impl Amount {
+    /// Adds a sample that stands for so many objects and bytes.
+    pub fn add(&mut self, objects: f64, bytes: f64) {
+        self.samples += 1;
+        self.objects += objects;
+        self.bytes += bytes;
+    }
+}
+
+/// Where paths begin.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RootKind {
+    /// A variable of the program.
+    #[default]
+    Variable,
+    /// Stacks of goroutines that stand at the same place.
+    Goroutines,
+    /// A finalizer or cleanup whose object is still there.
+    Finalizer,
+    /// The queue of finalizers whose objects have died.
+    FinalizerQueue,
+}
+
+/// What keeps objects: paths from one root, or from goroutines that cannot be told apart.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Holder {
+    /// What it is.
+    pub kind: RootKind,
+    /// The variable, as in `main.table`; null in a stripped program.
+    pub symbol: Option<String>,
+    /// The section of a variable, as in `.bss`.
+    pub section: Option<String>,
+    /// Bytes from the beginning of the variable or, without one, of the section.
+    pub offset: Option<u64>,
+    /// The goroutines: all that stand there, with the channel that most of them wait on.
+    pub goroutines: Option<Box<GoroutineGroup>>,
+    /// How many of them the paths begin at.
+    pub holding: u64,
+    /// What they keep.
+    pub amount: Amount,
+    /// The object nearest to the objects through which every path goes that was found from here.
+    pub bottleneck: Option<HopReport>,
+    /// Paths by their shape, the most bytes first.
+    pub paths: Vec<PathReport>,
+    /// Shapes that are left out.
+    pub paths_left_out: u64,
+}
+
+/// Paths of one shape.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct PathReport {
+    /// What they keep.
+    pub amount: Amount,
+    /// From the root to the object.
+    pub hops: Vec<HopReport>,
+    /// Every reference on the way is one that the collector follows, of all these paths. Otherwise a
+    /// word on the way may be an address by chance, or of a variable that is dead.
+    pub checked: bool,
+}
+
+/// How a hop got its name.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NamedBy {
+    /// Only its size is known.
+    #[default]
+    Size,
+    /// The type that the runtime keeps of it or of the interface that refers to it.
+    Type,
+    /// It is a function value.
+    Closure,
+    /// It is a channel on which goroutines wait.
+    Channel,
+    /// It is a goroutine.
+    Goroutine,
+}
+
+/// Objects at one place of paths of one shape.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize)]
+pub struct HopReport {
+    /// What it is called, as in `main.Row` or `48 B object`.
+    pub name: String,
+    /// How it got this name.
+    pub named_by: NamedBy,
+    /// The function that allocated it, or one of those that follow one another: known of objects that
+    /// the heap sampler has taken.
+    pub allocated_by: Option<String>,
+    /// Its size in bytes, as the allocator rounds it.
+    pub size: u64,
+    /// Its address, of one of these paths.
+    pub address: u64,
+    /// How many of the kind follow one another, at least and at most.
+    pub times: (u64, u64),
+}

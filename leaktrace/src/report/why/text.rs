@@ -1,0 +1,223 @@
+//! What keeps objects alive, as text.
+
+use std::io::{self, Write};
+
+use super::{Amount, Holder, HopReport, NamedBy, PathReport, RootKind, Why, WhySite};
+use crate::report::{Frame, human, text::escape};
+
+/// Writes it.
+///
+/// # Errors
+///
+/// `out` fails.
+pub fn write_text<W: Write>(why: &Why, mut out: W) -> io::Result<()> {
+    for line in lines(why) {
+        writeln!(out, "{line}")?;
+    }
+    Ok(())
+}
+
+fn lines(why: &Why) -> Vec<String> {
+    let target = &why.target;
+    let pass = &why.pass;
+    let mut lines = vec![
+        format!(
+            "{} (pid {}), {}",
+            escape(&target.comm),
+            target.pid,
+            escape(&target.runtime)
+        ),
+        format!(
+            "{} of heap, {} looked at in {}; roots lead to {} objects with pointers",
+            human::bytes(pass.heap_bytes as f64),
+            human::bytes(pass.scanned_bytes as f64),
+            human::seconds(pass.took_ms / 1000.0),
+            human::thousands(pass.reached_objects)
+        ),
+    ];
+    for site in &why.sites {
+        lines.push(String::new());
+        lines.extend(site_lines(site));
+    }
+    let left = why.sites_total.saturating_sub(why.sites.len() as u64);
+    if left > 0 && why.sites.iter().any(|site| site.rank > 0) {
+        lines.push(String::new());
+        lines.push(format!("and {} not shown", human::count(left, "site")));
+    }
+    if !why.limits.is_empty() {
+        lines.push(String::new());
+        lines.push("not looked at:".to_owned());
+    }
+    for limit in &why.limits {
+        lines.push(format!(
+            "  {}: {}",
+            escape(&limit.what),
+            escape(&limit.reason)
+        ));
+    }
+    lines
+}
+
+fn site_lines(site: &WhySite) -> Vec<String> {
+    let head = match site.address {
+        Some(address) => format!(
+            "the object at {address:#x}, {}",
+            human::bytes(site.total.bytes)
+        ),
+        None if site.rank == 0 => format!("the whole heap: {}", amount(&site.total)),
+        None => format!("{}. {}", site.rank, amount(&site.total)),
+    };
+    let mut lines = vec![head];
+    if let Some(frame) = own_frame(&site.stack) {
+        lines.push(format!("   allocated by {}", line(frame)));
+    }
+    for holder in &site.holders {
+        lines.extend(holder_lines(holder, site));
+    }
+    if site.holders_left_out > 0 {
+        let left = human::count(site.holders_left_out, "other root");
+        lines.push(format!("   and {left}"));
+    }
+    let rest = [
+        (
+            &site.unreached,
+            "no path: to be collected, or held by what was not looked at",
+        ),
+        (
+            &site.moved,
+            "the path that was found did not hold when it was read again",
+        ),
+        (&site.gone, "died meanwhile"),
+        (&site.unchecked, "not checked: too many paths"),
+    ];
+    for (rest, what) in rest {
+        if rest.samples > 0 {
+            lines.push(format!("   {}: {what}", amount(rest)));
+        }
+    }
+    lines
+}
+
+fn holder_lines(holder: &Holder, site: &WhySite) -> Vec<String> {
+    let share = match site.total.bytes {
+        total if total > 0.0 => format!(" ({:.0} %)", 100.0 * holder.amount.bytes / total),
+        _ => String::new(),
+    };
+    let mut lines = vec![
+        format!("   {}{share} ←", amount(&holder.amount)),
+        format!("     {}", root(holder)),
+    ];
+    if let Some(group) = &holder.goroutines {
+        if let Some(frame) = &group.blocked_at {
+            lines.push(format!("       at {}", line(frame)));
+        }
+        if let Some(frame) = &group.created_by {
+            lines.push(format!("       created by {}", line(frame)));
+        }
+        if let Some(channel) = &group.channel {
+            lines.push(format!("       channel: {}", channel.in_words()));
+        }
+    }
+    for path in &holder.paths {
+        lines.push(format!("     {}", path_line(path)));
+    }
+    if holder.paths_left_out > 0 {
+        let left = human::count(holder.paths_left_out, "other path");
+        lines.push(format!("     and {left}"));
+    }
+    if let Some(hop) = &holder.bottleneck {
+        lines.push(format!(
+            "     all of it through {} at {:#x}",
+            hop_name(hop),
+            hop.address
+        ));
+    }
+    lines
+}
+
+pub(super) fn root(holder: &Holder) -> String {
+    let offset = match holder.offset {
+        Some(offset) if offset > 0 => format!("+{offset:#x}"),
+        _ => String::new(),
+    };
+    match holder.kind {
+        RootKind::Variable => match (&holder.symbol, &holder.section) {
+            (Some(symbol), _) => format!("variable {}{offset}", escape(symbol)),
+            (None, Some(section)) => format!("a variable at {}{offset}", escape(section)),
+            (None, None) => format!("a variable at {:#x}", holder.offset.unwrap_or(0)),
+        },
+        RootKind::Goroutines => match &holder.goroutines {
+            Some(group) => {
+                let doing = match &group.wait_reason {
+                    Some(reason) => format!("in {}", escape(reason)),
+                    None => escape(&group.state),
+                };
+                let all = human::count(group.count, "goroutine");
+                match holder.holding {
+                    holding if holding == group.count => format!("{all} {doing}"),
+                    holding => format!("{} of {all} {doing}", human::thousands(holding)),
+                }
+            }
+            None => human::count(holder.holding, "goroutine"),
+        },
+        RootKind::Finalizer => "finalizers that wait for their objects to die".to_owned(),
+        RootKind::FinalizerQueue => "the queue of finalizers that are to be run".to_owned(),
+    }
+}
+
+fn path_line(path: &PathReport) -> String {
+    let hops: Vec<String> = path.hops.iter().map(hop_name).collect();
+    let doubt = if path.checked {
+        ""
+    } else {
+        " (words taken for addresses)"
+    };
+    format!("→ {}: {}{doubt}", hops.join(" → "), amount(&path.amount))
+}
+
+pub(super) fn hop_name(hop: &HopReport) -> String {
+    let times = match hop.times {
+        (0 | 1, 0 | 1) => String::new(),
+        (least, most) if least == most => format!(" × {most}"),
+        (least, most) => format!(" × {least} to {most}"),
+    };
+    let name = escape(&hop.name);
+    let closure = match hop.named_by {
+        NamedBy::Closure => "closure ",
+        _ => "",
+    };
+    let by = match &hop.allocated_by {
+        Some(function) => format!(" from {}", escape(function)),
+        None => String::new(),
+    };
+    format!("{closure}{name}{by}{times}")
+}
+
+pub(super) fn amount(amount: &Amount) -> String {
+    format!(
+        "{} ({}, {})",
+        human::count(amount.objects.round() as u64, "object"),
+        human::bytes(amount.bytes),
+        human::count(amount.samples, "sample")
+    )
+}
+
+/// The innermost frame outside the runtime.
+pub(super) fn own_frame(stack: &[Frame]) -> Option<&Frame> {
+    let is_own = |frame: &&Frame| {
+        let name = frame.function.as_deref();
+        name.is_none_or(|name| !name.starts_with("runtime."))
+    };
+    stack.iter().find(is_own).or_else(|| stack.first())
+}
+
+fn line(frame: &Frame) -> String {
+    let name = match &frame.function {
+        Some(function) => escape(function),
+        None => format!("{:#x}", frame.address),
+    };
+    match (&frame.file, frame.line) {
+        (Some(file), Some(line)) => format!("{name} {}:{line}", escape(file)),
+        _ => name,
+    }
+}
