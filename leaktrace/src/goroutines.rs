@@ -22,11 +22,7 @@ use crate::{
 pub fn look(pid: i32) -> Result<Goroutines> {
     let target = Target::open(pid)?;
     let unsupported = |reason: String| TargetError::Unsupported { pid, reason };
-    let go = match &target.go {
-        Some(Ok(go)) => go,
-        Some(Err(reason)) => return Err(unsupported(reason.clone()).into()),
-        None => return Err(unsupported("it is not a Go program".to_owned()).into()),
-    };
+    let go = target.go_program()?;
     let reader = Reader::new(target.memory, go).map_err(unsupported)?;
     let mut interval = schema::Interval::default();
     let now = monotonic_ns();

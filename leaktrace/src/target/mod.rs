@@ -280,6 +280,23 @@ impl Target {
         self.pidfd.as_fd()
     }
 
+    /// It as a Go program.
+    ///
+    /// # Errors
+    ///
+    /// [`TargetError::Unsupported`]: it is none, or one whose layout is not known.
+    pub fn go_program(&self) -> Result<&GoTarget, TargetError> {
+        let reason = match &self.go {
+            Some(Ok(go)) => return Ok(go),
+            Some(Err(reason)) => reason.clone(),
+            None => "it is not a Go program".to_owned(),
+        };
+        Err(TargetError::Unsupported {
+            pid: self.pid,
+            reason,
+        })
+    }
+
     /// Processor time that it has used so far, to a clock tick; zero when it is gone.
     pub fn cpu_time(&self) -> Duration {
         let ticks = self

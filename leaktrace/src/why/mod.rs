@@ -90,11 +90,7 @@ pub fn why(options: &Options) -> Result<Why> {
     let pid = options.pid;
     let target = Target::open(pid)?;
     let unsupported = |reason: String| TargetError::Unsupported { pid, reason };
-    let go = match &target.go {
-        Some(Ok(go)) => go,
-        Some(Err(reason)) => return Err(unsupported(reason.clone()).into()),
-        None => return Err(unsupported("it is not a Go program".to_owned()).into()),
-    };
+    let go = target.go_program()?;
     let sample_rate = target.sample_rate(go).unwrap_or(0);
     let is_off = sample_rate == 0;
     let choice = match &options.choice {
