@@ -1,7 +1,7 @@
 //! Drives the windows in which native allocators are traced: opens and closes them, and has what each has
 //! shown taken in. `duty_cycle` says when and for how long.
 
-use std::{thread::JoinHandle, time::Duration};
+use std::time::Duration;
 
 use nix::{
     time::{clock_getcpuclockid, clock_gettime},
@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use crate::{
     drain::Drain,
     duty_cycle::{Spent, Windows},
-    loader::{LoadError, Loaded, OpenSet, ProbeSet},
+    loader::{Closing, LoadError, Loaded, OpenSet, ProbeSet},
     plan::Uprobe,
     record::monotonic_ns,
     sampling::chance,
@@ -34,7 +34,7 @@ pub struct MallocWindows<'a> {
     probes: Option<ProbeSet>,
     plan: Windows,
     open: Option<OpenSet>,
-    closing: Vec<JoinHandle<()>>,
+    closing: Closing,
     /// Windows opened so far.
     number: u64,
     next: Step,
@@ -79,7 +79,7 @@ impl<'a> MallocWindows<'a> {
             probes,
             plan: Windows::new(budget),
             open: None,
-            closing: Vec::new(),
+            closing: Closing::default(),
             number: 0,
             next: Step::NewPeriod,
             at: now,
@@ -131,8 +131,7 @@ impl<'a> MallocWindows<'a> {
     ///
     /// The probes cannot be attached any more, or the kernel's maps cannot be used.
     pub fn act(&mut self, drain: &mut Drain) -> Result<(), LoadError> {
-        self.closing.retain(|thread| !thread.is_finished());
-        if !self.closing.is_empty() && !matches!(self.next, Step::Close) {
+        if !matches!(self.next, Step::Close) && !self.closing.is_over() {
             self.at = Instant::now() + AGAIN;
             return Ok(());
         }
@@ -171,10 +170,7 @@ impl<'a> MallocWindows<'a> {
         }
         let was_open = self.open.is_some();
         self.close(drain)?;
-        for thread in self.closing.drain(..) {
-            // It can only have panicked, which it has said itself.
-            let _ = thread.join();
-        }
+        std::mem::take(&mut self.closing).wait();
         // The window's place was drawn from the whole of the period, whatever of it there was. One that is cut
         // short is left out.
         let is_over = !was_open && matches!(self.next, Step::NewPeriod);
@@ -192,7 +188,7 @@ impl<'a> MallocWindows<'a> {
         self.period.window_cpu = self.cpu_time().saturating_sub(self.period.window_cpu);
         // First the gate, then the probes: none of them may be missing while it is open.
         let closed = drain.kernel().set_malloc_window(0);
-        self.closing.extend(open.close());
+        self.closing.add(open);
         closed
     }
 

@@ -40,7 +40,7 @@ pub use self::{
     batch::for_each_entry,
     host::{Feature, check_host, features},
     log::KernelLog,
-    probe_set::{OpenSet, ProbeSet},
+    probe_set::{Closing, OpenSet, ProbeSet},
     run_stats::{RunCounter, Runs},
     tracefs::ensure_tracefs,
     unwind::UnwindMaps,
@@ -181,6 +181,20 @@ impl LoadError {
         Self::Other {
             what: what.to_owned(),
             source: source.into(),
+        }
+    }
+
+    /// The same for what cannot do without a [`ProbeSet`]: it is the kernel that has none, most likely.
+    pub(crate) fn without_probe_sets(self, remedy: &str) -> Self {
+        match self {
+            Self::Other { .. } => Self::Unsupported {
+                what: format!(
+                    "probes that come and go together ({:#})",
+                    anyhow::Error::new(self)
+                ),
+                remedy: remedy.to_owned(),
+            },
+            error => error,
         }
     }
 }

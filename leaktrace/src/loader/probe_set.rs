@@ -92,6 +92,10 @@ struct Group {
 /// All probes of a set, attached.
 pub struct OpenSet(Vec<OwnedFd>);
 
+/// Probes that are being taken away: a thread for each link.
+#[derive(Default)]
+pub struct Closing(Vec<JoinHandle<()>>);
+
 impl ProbeSet {
     /// A set without probes, whose programs will use the maps of `ebpf`.
     ///
@@ -238,13 +242,35 @@ impl ProbeSet {
 }
 
 impl OpenSet {
-    /// Takes them away: at once, each link on a thread of its own, since the kernel lets each wait until
-    /// nobody uses its probes any more. The threads end then.
-    pub fn close(self) -> Vec<JoinHandle<()>> {
-        let links = self.0.into_iter();
-        links
-            .map(|link| thread::spawn(move || drop(link)))
-            .collect()
+    /// Takes them away.
+    pub fn close(self) -> Closing {
+        let mut closing = Closing::default();
+        closing.add(self);
+        closing
+    }
+}
+
+impl Closing {
+    /// Takes the probes of one more set away: at once, each link on a thread of its own, since the kernel lets
+    /// each wait until nobody uses its probes any more.
+    pub fn add(&mut self, open: OpenSet) {
+        let links = open.0.into_iter();
+        self.0
+            .extend(links.map(|link| thread::spawn(move || drop(link))));
+    }
+
+    /// Whether the kernel has done.
+    pub fn is_over(&mut self) -> bool {
+        self.0.retain(|thread| !thread.is_finished());
+        self.0.is_empty()
+    }
+
+    /// Waits until it has.
+    pub fn wait(self) {
+        for thread in self.0 {
+            // It can only have panicked, which it has said itself.
+            let _ = thread.join();
+        }
     }
 }
 

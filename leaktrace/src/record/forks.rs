@@ -19,7 +19,7 @@ use super::{limit, monotonic_ns};
 use crate::{
     capture::schema::Limit,
     drain::{Drain, Kernel, ProcessChange},
-    loader::{LoadError, Loaded, OpenSet, ProbeSet},
+    loader::{Closing, LoadError, Loaded, OpenSet, ProbeSet},
     plan::{Tracepoint, Uprobe},
     report::human,
     target::Target,
@@ -70,22 +70,12 @@ impl Forks {
                 "there are no probes for it",
             ));
         };
-        let attached = set
-            .add(probes, loaded, target)
-            .and_then(|()| set.open(target).map(OpenSet::close));
-        match attached {
-            Ok(closing) => closing.into_iter().for_each(|thread| _ = thread.join()),
-            Err(error @ LoadError::Other { .. }) => {
-                return Err(LoadError::Unsupported {
-                    what: format!(
-                        "probes that come and go together ({:#})",
-                        anyhow::Error::new(error)
-                    ),
-                    remedy: "--follow-forks needs Linux 6.6".to_owned(),
-                });
-            }
-            Err(error) => return Err(error),
-        }
+        // Whether the kernel can do that shows only when it does.
+        set.add(probes, loaded, target)
+            .and_then(|()| set.open(target))
+            .map_err(|error| error.without_probe_sets("--follow-forks needs Linux 6.6"))?
+            .close()
+            .wait();
         kernel.follow_forks(processes)?;
         loaded.attach_tracepoint(&Tracepoint {
             program: "new_task",
@@ -161,28 +151,35 @@ impl Forks {
                 }
             }
         }
-        let is_gone = |process: &Process| {
-            let mut fds = [PollFd::new(&process.pidfd, PollFlags::IN)];
-            poll(&mut fds, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
-        };
-        let gone = self.followed.iter().filter(|(_, process)| is_gone(process));
-        for pid in gone.map(|(&pid, _)| pid).collect::<Vec<_>>() {
+        for pid in self.gone() {
             self.end(pid, drain)?;
         }
         Ok(told)
     }
 
+    /// Those that have ended.
+    fn gone(&self) -> Vec<i32> {
+        let processes = self.followed.values();
+        let mut fds: Vec<_> = processes
+            .map(|process| PollFd::new(&process.pidfd, PollFlags::IN))
+            .collect();
+        // On an error none is known to be gone; it is looked at again soon.
+        let _ = poll(&mut fds, Some(&Timespec::default()));
+        let ended = self.followed.keys().zip(&fds);
+        ended
+            .filter(|(_, fd)| !fd.revents().is_empty())
+            .map(|(&pid, _)| pid)
+            .collect()
+    }
+
     /// Takes the probes away from all of them, at once: the kernel lets each wait a while.
     pub(super) fn stop(&mut self) {
         self.left = Some(self.followed.len());
-        let followed = std::mem::take(&mut self.followed).into_values();
-        let closing: Vec<_> = followed
-            .flat_map(|process| process.probes.close())
-            .collect();
-        for thread in closing {
-            // It can only have panicked, which it has said itself.
-            let _ = thread.join();
+        let mut closing = Closing::default();
+        for process in std::mem::take(&mut self.followed).into_values() {
+            closing.add(process.probes);
         }
+        closing.wait();
     }
 
     fn attach(&self, pid: i32) -> Result<(OwnedFd, OpenSet), String> {

@@ -103,14 +103,9 @@ pub(super) fn begin(
                 });
             }
             Ok(look) => counted = Some(look),
-            Err(error @ LoadError::Other { .. }) if options.max_overhead.is_some() => {
-                return Err(LoadError::Unsupported {
-                    what: format!(
-                        "probes that come and go together ({:#})",
-                        anyhow::Error::new(error)
-                    ),
-                    remedy: "--max-overhead needs Linux 6.6; use --sample instead".to_owned(),
-                });
+            Err(error) if options.max_overhead.is_some() => {
+                let remedy = "--max-overhead needs Linux 6.6; use --sample instead";
+                return Err(error.without_probe_sets(remedy));
             }
             Err(LoadError::Other { .. }) => {}
             Err(error) => return Err(error),
@@ -173,10 +168,7 @@ fn look(set: &ProbeSet, target: &Target, budget: f64, kernel: &Kernel) -> Result
             break look;
         }
     };
-    for thread in probes.close() {
-        // It can only have panicked, which it has said itself.
-        let _ = thread.join();
-    }
+    probes.close().wait();
     Ok(look)
 }
 
