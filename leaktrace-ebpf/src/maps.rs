@@ -35,7 +35,7 @@ pub static LIVE: HashMap<u64, LiveObject> = HashMap::with_max_entries(1, 0);
 pub static COUNTERS: PerCpuHashMap<SiteKey, SiteCounters> = PerCpuHashMap::with_max_entries(1, 0);
 
 /// Processes other than the target that are followed, by id, with what the addresses of their blocks are marked
-/// with. An entry stays until user space has taken their blocks out.
+/// with. An entry stays until user space takes their blocks out, or the process becomes another program.
 #[map]
 pub static PROCESSES: HashMap<u32, u64> = HashMap::with_max_entries(1, 0);
 

@@ -15,7 +15,7 @@ use crate::{
 /// `task:task_newtask`: the current process makes a task. One with memory of its own is another process.
 #[inline(always)]
 pub fn try_new(ctx: &TracePointContext) -> Result<(), Loss> {
-    // The record's members (include/trace/events/task.h), the same from Linux 3.4 to 6.18.
+    // The record's members (include/trace/events/task.h, Linux 6.18).
     const PID: usize = 8;
     const CLONE_FLAGS: usize = 32;
     const CLONE_VM: u64 = 0x100;

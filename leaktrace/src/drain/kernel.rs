@@ -1,7 +1,8 @@
 //! The kernel's maps, typed.
 
 use std::{
-    collections, io,
+    collections::{self, HashSet},
+    io,
     os::fd::{AsFd as _, OwnedFd},
 };
 
@@ -282,23 +283,35 @@ impl Kernel {
         self.events.as_fd().try_clone_to_owned()
     }
 
-    /// Takes the blocks of a process out of the live set, and tells of each. Its number is another one's then.
+    /// Takes a process out of those that are followed; its blocks must not be in the live set any more. Its number
+    /// is another one's then.
     ///
     /// # Errors
     ///
     /// A map cannot be read or written.
-    pub(super) fn forget_process(
+    pub(super) fn forget_process(&mut self, pid: i32, number: u64) -> Result<(), LoadError> {
+        let pid = pid as u32;
+        // It is not there if it has become another program, and another's if that has the same id.
+        if self.processes.get(&pid, 0).ok() == Some(number << PROCESS_SHIFT) {
+            let _ = self.processes.remove(&pid);
+        }
+        self.give_number(number)
+    }
+
+    /// Takes the blocks of the processes with these numbers out of the live set, and tells of each.
+    ///
+    /// # Errors
+    ///
+    /// A map cannot be read or written.
+    pub(super) fn forget_blocks(
         &mut self,
-        pid: i32,
-        number: u64,
+        numbers: &HashSet<u64>,
         mut died: impl FnMut(&LiveObject),
     ) -> Result<(), LoadError> {
         let failed = |error| LoadError::other("take out a process's blocks", error);
-        // It is not there if it has become another program.
-        let _ = self.processes.remove(&(pid as u32));
         let mut blocks = Vec::new();
         self.for_each_live(|key, object| {
-            if key >> PROCESS_SHIFT == number {
+            if numbers.contains(&(key >> PROCESS_SHIFT)) {
                 blocks.push((key, object));
             }
         })?;
@@ -312,8 +325,7 @@ impl Kernel {
         }
         self.live_state
             .set(LIVE_REMOVED, removed, 0)
-            .map_err(failed)?;
-        self.give_number(number)
+            .map_err(failed)
     }
 
     /// The totals of all sites of a kind.

@@ -194,7 +194,7 @@ fn share(bytes: u64, part: u64, whole: u64) -> u64 {
 }
 
 /// The site that allocated an object.
-fn site_of(object: &LiveObject) -> SiteKey {
+pub(super) fn site_of(object: &LiveObject) -> SiteKey {
     SiteKey {
         stack: object.stack,
         kind: object.kind,

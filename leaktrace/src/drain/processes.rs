@@ -7,7 +7,7 @@ use std::collections::HashMap;
 
 use leaktrace_common::{EVENT_FORK, Ktime, LiveObject, SiteCounters, SiteKey, VmEvent};
 
-use super::Drain;
+use super::{Drain, objects::site_of};
 use crate::loader::LoadError;
 
 /// What a followed process did.
@@ -60,12 +60,7 @@ impl Processes {
     }
 
     fn died(&mut self, object: &LiveObject) {
-        let site = SiteKey {
-            stack: object.stack,
-            kind: object.kind,
-            class: object.class,
-        };
-        let ended = self.ended.entry(site).or_default();
+        let ended = self.ended.entry(site_of(object)).or_default();
         ended.frees += 1;
         ended.free_bytes += object.size;
     }
@@ -77,15 +72,31 @@ impl Drain {
         std::mem::take(&mut self.processes.changes)
     }
 
-    /// The memory of a process is gone.
+    /// The memory of these processes, ids and numbers, is gone.
     ///
     /// # Errors
     ///
     /// A map cannot be read or written.
-    pub fn process_ended(&mut self, pid: i32, number: u64) -> Result<(), LoadError> {
+    pub fn processes_ended(&mut self, ended: &[(i32, u64)]) -> Result<(), LoadError> {
+        if ended.is_empty() {
+            return Ok(());
+        }
         let Self {
             kernel, processes, ..
         } = self;
-        kernel.forget_process(pid, number, |object| processes.died(object))
+        let numbers = ended.iter().map(|(_, number)| *number).collect();
+        kernel.forget_blocks(&numbers, |object| processes.died(object))?;
+        ended
+            .iter()
+            .try_for_each(|&(pid, number)| kernel.forget_process(pid, number))
+    }
+
+    /// A process got no probes, so that no block of it is known.
+    ///
+    /// # Errors
+    ///
+    /// A map cannot be written.
+    pub fn process_not_followed(&mut self, pid: i32, number: u64) -> Result<(), LoadError> {
+        self.kernel.forget_process(pid, number)
     }
 }

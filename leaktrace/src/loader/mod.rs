@@ -101,8 +101,9 @@ impl Default for MapSizes {
 }
 
 impl MapSizes {
-    /// Processes other than the target that are followed at one time where any are.
-    pub const PROCESSES: u32 = 1 << 10;
+    /// Processes other than the target that are followed at one time where any are. The kernel needs some tens
+    /// of milliseconds to take the probes of each away.
+    pub const PROCESSES: u32 = 1 << 8;
 
     /// Records that the ring buffer holds: each takes eight bytes more than itself, and one byte
     /// always stays free.

@@ -3,15 +3,12 @@
 //! A new process has the probes' breakpoints in its copy of the code but no probes: they are attached to it as
 //! soon as the kernel side has told of it. What it allocates until then is not seen.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fs, io,
-    os::fd::OwnedFd,
-};
+use std::{collections::BTreeMap, io, os::fd::OwnedFd};
 
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
-    process::{Pid, PidfdFlags, pidfd_open},
+    io::Errno,
+    process::{Pid, PidfdFlags, Resource, Rlimit, getrlimit, pidfd_open, setrlimit},
 };
 use tokio::io::unix::AsyncFd;
 
@@ -42,7 +39,8 @@ pub(super) struct Forks {
     short_lived: u64,
     /// Longest time from when one was made until it had probes.
     unseen_ns: u64,
-    errors: BTreeSet<String>,
+    /// Why others could not be followed, and how many.
+    errors: BTreeMap<String, u64>,
 }
 
 struct Process {
@@ -76,6 +74,7 @@ impl Forks {
             .map_err(|error| error.without_probe_sets("--follow-forks needs Linux 6.6"))?
             .close()
             .wait();
+        allow_more_files(processes);
         kernel.follow_forks(processes)?;
         loaded.attach_tracepoint(&Tracepoint {
             program: "new_task",
@@ -96,7 +95,7 @@ impl Forks {
             exec: 0,
             short_lived: 0,
             unseen_ns: 0,
-            errors: BTreeSet::new(),
+            errors: BTreeMap::new(),
         })
     }
 
@@ -116,44 +115,48 @@ impl Forks {
     ///
     /// A map cannot be read or written.
     pub(super) fn act(&mut self, drain: &mut Drain) -> Result<Vec<String>, LoadError> {
-        let mut told = Vec::new();
+        let (mut told, mut ended) = (Vec::new(), Vec::new());
         for change in drain.take_process_changes() {
             match change {
-                ProcessChange::Made { pid, number, at } => match self.attach(pid) {
-                    Ok((pidfd, probes)) => {
-                        self.unseen_ns = self.unseen_ns.max(monotonic_ns() - at.0);
-                        self.all += 1;
-                        match self.all {
-                            ..=MOST_TOLD => told.push(format!("follows process {pid} too")),
-                            n if n == MOST_TOLD + 1 => {
-                                told.push("follows more, without a word of each".to_owned());
-                            }
-                            _ => {}
+                ProcessChange::Made { pid, number, at } => {
+                    // One that had the same id has ended.
+                    ended.extend(self.end(pid));
+                    let pidfd = match pidfd(pid) {
+                        Ok(pidfd) => pidfd,
+                        Err(error) => {
+                            self.missed(error);
+                            drain.process_not_followed(pid, number)?;
+                            continue;
                         }
-                        let process = Process {
-                            number,
-                            pidfd,
-                            probes,
-                        };
-                        self.followed.insert(pid, process);
-                    }
-                    Err(error) => {
-                        match fs::exists(format!("/proc/{pid}")) {
-                            Ok(true) => _ = self.errors.insert(error),
-                            _ => self.short_lived += 1,
+                    };
+                    match self.probes.open_in(pid) {
+                        Ok(probes) => {
+                            self.unseen_ns = self.unseen_ns.max(monotonic_ns() - at.0);
+                            told.extend(self.tell(pid));
+                            let process = Process {
+                                number,
+                                pidfd,
+                                probes,
+                            };
+                            self.followed.insert(pid, process);
                         }
-                        drain.process_ended(pid, number)?;
+                        // Some of the probes may have been there.
+                        Err(error) => {
+                            self.missed(error);
+                            ended.push((pid, number));
+                        }
                     }
-                },
+                }
                 ProcessChange::Exec { pid } => {
                     self.exec += 1;
-                    self.end(pid, drain)?;
+                    ended.extend(self.end(pid));
                 }
             }
         }
         for pid in self.gone() {
-            self.end(pid, drain)?;
+            ended.extend(self.end(pid));
         }
+        drain.processes_ended(&ended)?;
         Ok(told)
     }
 
@@ -182,24 +185,33 @@ impl Forks {
         closing.wait();
     }
 
-    fn attach(&self, pid: i32) -> Result<(OwnedFd, OpenSet), String> {
-        let raw = Pid::from_raw(pid).ok_or("it has no id")?;
-        let pidfd = pidfd_open(raw, PidfdFlags::empty()).map_err(|error| error.to_string())?;
-        let probes = self.probes.open_in(pid);
-        probes
-            .map(|probes| (pidfd, probes))
-            .map_err(|error| format!("{:#}", anyhow::Error::new(error)))
+    /// One cannot be followed.
+    fn missed(&mut self, error: LoadError) {
+        match error {
+            LoadError::Gone { .. } => self.short_lived += 1,
+            error => {
+                let error = format!("{:#}", anyhow::Error::new(error));
+                *self.errors.entry(error).or_default() += 1;
+            }
+        }
     }
 
-    fn end(&mut self, pid: i32, drain: &mut Drain) -> Result<(), LoadError> {
-        match self.followed.remove(&pid) {
-            Some(process) => {
-                // Its memory is gone: the kernel has nothing to wait for but itself.
-                process.probes.close();
-                drain.process_ended(pid, process.number)
-            }
-            None => Ok(()),
+    /// One more is followed.
+    fn tell(&mut self, pid: i32) -> Option<String> {
+        self.all += 1;
+        match self.all {
+            ..=MOST_TOLD => Some(format!("follows process {pid} too")),
+            n if n == MOST_TOLD + 1 => Some("follows more, without a word of each".to_owned()),
+            _ => None,
         }
+    }
+
+    /// The memory of a process is gone: the kernel has nothing to wait for but itself. Gives its id and number, if
+    /// it was followed.
+    fn end(&mut self, pid: i32) -> Option<(i32, u64)> {
+        let process = self.followed.remove(&pid)?;
+        process.probes.close();
+        Some((pid, process.number))
     }
 
     /// What there is to know of them.
@@ -223,14 +235,44 @@ impl Forks {
         if self.short_lived > 0 {
             parts.push(format!("{} ended before that", self.short_lived));
         }
-        let errors = self
-            .errors
-            .iter()
-            .map(|error| format!("one could not be followed: {error}"));
+        let errors = self.errors.iter();
+        let errors = errors.map(|(error, n)| format!("{n} could not be followed: {error}"));
         parts.extend(errors);
         vec![limit(
             "the beginnings of the processes that it made",
             &parts.join("; "),
         )]
+    }
+}
+
+fn pidfd(pid: i32) -> Result<OwnedFd, LoadError> {
+    let raw = Pid::from_raw(pid).ok_or(LoadError::Gone { pid })?;
+    pidfd_open(raw, PidfdFlags::empty()).map_err(|error| match error {
+        Errno::SRCH => LoadError::Gone { pid },
+        error => LoadError::other("watch a process", error),
+    })
+}
+
+/// Each process takes several file descriptors, and the usual limit is 1,024: leaktrace's own is raised.
+fn allow_more_files(processes: u32) {
+    /// For the watch on a process and its probes, by program and file.
+    const EACH: u64 = 16;
+    let limit = getrlimit(Resource::Nofile);
+    let Some(now) = limit.current else {
+        return;
+    };
+    let wanted = now + EACH * u64::from(processes);
+    let raised = |maximum| Rlimit {
+        current: maximum,
+        maximum,
+    };
+    // If both are refused fewer processes can be followed, which is told then.
+    if setrlimit(
+        Resource::Nofile,
+        raised(limit.maximum.map(|maximum| maximum.max(wanted))),
+    )
+    .is_err()
+    {
+        let _ = setrlimit(Resource::Nofile, raised(limit.maximum));
     }
 }
