@@ -3,10 +3,6 @@
 
 use std::time::Duration;
 
-use nix::{
-    time::{clock_getcpuclockid, clock_gettime},
-    unistd::Pid,
-};
 use tokio::time::Instant;
 
 use crate::{
@@ -142,7 +138,7 @@ impl<'a> MallocWindows<'a> {
                     self.number += 1;
                     self.period.window.0 = monotonic_ns() + SETTLE_NS;
                     drain.kernel().set_malloc_window(self.number)?;
-                    self.period.window_cpu = self.cpu_time();
+                    self.period.window_cpu = self.target.cpu_time();
                 }
                 (self.next, self.at) = (Step::Close, Instant::now() + self.plan.length());
             }
@@ -185,18 +181,14 @@ impl<'a> MallocWindows<'a> {
             return Ok(());
         };
         self.period.window.1 = monotonic_ns();
-        self.period.window_cpu = self.cpu_time().saturating_sub(self.period.window_cpu);
+        self.period.window_cpu = self
+            .target
+            .cpu_time()
+            .saturating_sub(self.period.window_cpu);
         // First the gate, then the probes: none of them may be missing while it is open.
         let closed = drain.kernel().set_malloc_window(0);
         self.closing.add(open);
         closed
-    }
-
-    /// Processor time that the target has used, to the nanosecond; zero once it is gone.
-    fn cpu_time(&self) -> Duration {
-        let clock = clock_getcpuclockid(Pid::from_raw(self.target.pid));
-        let time = clock.and_then(clock_gettime);
-        time.map_or(Duration::ZERO, Duration::from)
     }
 
     /// The window of a period is over, whose place was drawn from a time of that length.
@@ -216,7 +208,10 @@ impl<'a> MallocWindows<'a> {
             stands_for_ns: stands_for.as_nanos() as u64,
             cpu_ns: [
                 self.period.window_cpu.as_nanos() as u64,
-                self.cpu_time().saturating_sub(self.period.cpu).as_nanos() as u64,
+                self.target
+                    .cpu_time()
+                    .saturating_sub(self.period.cpu)
+                    .as_nanos() as u64,
             ],
         })?;
         let calls = calls(drain)?;
@@ -226,7 +221,7 @@ impl<'a> MallocWindows<'a> {
             .sum();
         self.plan.observe(Spent {
             probes: Duration::from_nanos(ns as u64),
-            cpu: self.cpu_time().saturating_sub(self.period.cpu),
+            cpu: self.target.cpu_time().saturating_sub(self.period.cpu),
             period: now - self.period.start,
             whole,
         });
@@ -238,7 +233,7 @@ impl<'a> MallocWindows<'a> {
             start: now,
             window: (0, 0),
             calls: calls(drain)?,
-            cpu: self.cpu_time(),
+            cpu: self.target.cpu_time(),
             window_cpu: Duration::ZERO,
         };
         (self.next, self.at) = (Step::Open, now + self.plan.place(chance()));

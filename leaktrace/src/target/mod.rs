@@ -21,6 +21,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use nix::time::{clock_getcpuclockid, clock_gettime};
 use procfs::{ProcError, process::Process};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
@@ -297,13 +298,11 @@ impl Target {
         })
     }
 
-    /// Processor time that it has used so far, to a clock tick; zero when it is gone.
+    /// Processor time that it has used so far, to the nanosecond; zero when it is gone.
     pub fn cpu_time(&self) -> Duration {
-        let ticks = self
-            .process
-            .stat()
-            .map_or(0, |stat| stat.utime + stat.stime);
-        Duration::from_secs_f64(ticks as f64 / rustix::param::clock_ticks_per_second() as f64)
+        let clock = clock_getcpuclockid(nix::unistd::Pid::from_raw(self.pid));
+        let time = clock.and_then(clock_gettime);
+        time.map_or(Duration::ZERO, Duration::from)
     }
 
     /// Resident, anonymous, swapped and mapped bytes from `/proc/PID/status`: no page-table walk,
