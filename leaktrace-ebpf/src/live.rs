@@ -28,7 +28,7 @@ pub fn born(address: u64, site: SiteKey, size: u64) {
         class: site.class,
         kind: site.kind,
     };
-    if !insert(address, &object) && site.kind != KIND_GO_HEAP {
+    if !insert(key(address), &object) && site.kind != KIND_GO_HEAP {
         return;
     }
     count_allocation(site, size);
@@ -37,7 +37,7 @@ pub fn born(address: u64, site: SiteKey, size: u64) {
 /// The object at `address`, which `site` allocated with `size` bytes, was freed.
 #[inline(always)]
 pub fn freed(address: u64, site: SiteKey, size: u64) {
-    if !remove(address) {
+    if !remove(key(address)) {
         loss::count(Loss::FreeOfUnseen);
     }
     count_free(site, size);
@@ -46,16 +46,17 @@ pub fn freed(address: u64, site: SiteKey, size: u64) {
 /// Takes the object at `address` out of the live set, if it is there; its free is not counted yet.
 #[inline(always)]
 pub fn take(address: u64) -> Option<LiveObject> {
+    let key = key(address);
     // SAFETY: the map is preallocated: its values stay readable. Who frees a block owns it, so that
     // nobody else writes this one.
-    let object = *unsafe { LIVE.get(key(address)) }?;
-    remove(address).then_some(object)
+    let object = *unsafe { LIVE.get(key) }?;
+    remove(key).then_some(object)
 }
 
 /// Puts back what [`take`] has taken.
 #[inline(always)]
 pub fn put_back(address: u64, object: &LiveObject) {
-    insert(address, object);
+    insert(key(address), object);
 }
 
 /// How many objects live.
@@ -67,11 +68,10 @@ pub fn objects() -> u64 {
 
 /// Whether there was room for the object. One that is at its address already has died unseen.
 #[inline(always)]
-fn insert(address: u64, object: &LiveObject) -> bool {
-    let address = key(address);
-    match LIVE.insert(address, object, BPF_NOEXIST) {
+fn insert(key: u64, object: &LiveObject) -> bool {
+    match LIVE.insert(key, object, BPF_NOEXIST) {
         Ok(()) => count_objects(1),
-        Err(EEXIST) if LIVE.insert(address, object, 0).is_ok() => {}
+        Err(EEXIST) if LIVE.insert(key, object, 0).is_ok() => {}
         Err(_) => {
             loss::count(Loss::LiveMapFull);
             return false;
@@ -82,8 +82,8 @@ fn insert(address: u64, object: &LiveObject) -> bool {
 
 /// Whether the object was there.
 #[inline(always)]
-fn remove(address: u64) -> bool {
-    let is_removed = LIVE.remove(key(address)).is_ok();
+fn remove(key: u64) -> bool {
+    let is_removed = LIVE.remove(key).is_ok();
     if is_removed {
         count_objects(-1);
     }
