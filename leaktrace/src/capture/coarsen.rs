@@ -6,8 +6,9 @@ use std::mem::size_of;
 
 use super::schema::{
     CohortFrees, GoBucket, GoClass, GoroutineChannel, GoroutineCount, GoroutineGroup, Interval,
-    Mapping, Module, Site, SiteDelta, SiteTurnover, Tally, UnseenDeaths, Windows,
+    Mapping, Module, Site, SiteDelta, SiteTurnover, UnseenDeaths, Windows,
 };
+use crate::turnover::{SiteTally, Tally};
 
 /// What an allocation takes beside what was asked for, in bytes.
 const ALLOCATION: usize = 16;
@@ -201,47 +202,28 @@ fn append(first: &mut Interval, mut second: Interval) {
 }
 
 fn join_windows(mut first: Windows, second: Windows) -> Windows {
-    first.count = first.count.saturating_add(second.count);
-    first.discarded = first.discarded.saturating_add(second.discarded);
-    first.open_ns = first.open_ns.saturating_add(second.open_ns);
-    first.stand_for_ns = first.stand_for_ns.saturating_add(second.stand_for_ns);
-    first.events = first.events.saturating_add(second.events);
-    first.cpu_ns = first.cpu_ns.saturating_add(second.cpu_ns);
-    first.stand_for_cpu_ns = first
-        .stand_for_cpu_ns
-        .saturating_add(second.stand_for_cpu_ns);
-    first.probes_ns = first.probes_ns.saturating_add(second.probes_ns);
+    first.add_totals(&second);
     first.sites.extend(second.sites);
     first.sites = fold(
         first.sites,
         |a, b| a.site.cmp(&b.site),
         |sum, site| {
-            sum.born = add(sum.born, site.born);
-            sum.survived = add(sum.survived, site.survived);
-            sum.died = add(sum.died, site.died);
-            sum.reused = sum.reused.saturating_add(site.reused);
+            let mut tally = SiteTally::from(&*sum);
+            tally += SiteTally::from(&site);
+            *sum = SiteTurnover::new(sum.site, tally);
         },
     );
     first.unseen.extend(second.unseen);
     first.unseen = fold(
         first.unseen,
         |a, b| a.size_class.cmp(&b.size_class),
-        |sum, class| sum.deaths = add(sum.deaths, class.deaths),
+        |sum, class| {
+            let mut tally = Tally::from(sum.deaths);
+            tally += Tally::from(class.deaths);
+            *sum = UnseenDeaths::new(sum.size_class, tally);
+        },
     );
     first
-}
-
-fn add(first: Option<Tally>, second: Option<Tally>) -> Option<Tally> {
-    let (Some(first), Some(second)) = (first, second) else {
-        return first.or(second);
-    };
-    Some(Tally {
-        seen: first.seen.saturating_add(second.seen),
-        bytes: first.bytes.saturating_add(second.bytes),
-        plain: first.plain + second.plain,
-        corrected: first.corrected + second.corrected,
-        dense: first.dense + second.dense,
-    })
 }
 
 fn replace<T>(earlier: &mut T, later: T) {

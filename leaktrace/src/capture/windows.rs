@@ -17,20 +17,49 @@ impl From<Shown> for schema::Windows {
             stand_for_cpu_ns: shown.cpu_ns[1],
             probes_ns: shown.probes_ns,
             sites: sites
-                .map(|(site, tally)| schema::SiteTurnover {
-                    site,
-                    born: some(tally.born),
-                    survived: some(tally.survived),
-                    died: some(tally.died),
-                    reused: tally.reused,
-                })
+                .map(|(site, tally)| schema::SiteTurnover::new(site, tally))
                 .collect(),
             unseen: unseen
-                .map(|(size_class, deaths)| schema::UnseenDeaths {
-                    size_class,
-                    deaths: some(deaths),
-                })
+                .map(|(size_class, deaths)| schema::UnseenDeaths::new(size_class, deaths))
                 .collect(),
+        }
+    }
+}
+
+impl schema::Windows {
+    /// Adds what is of all sites together.
+    pub(crate) fn add_totals(&mut self, other: &Self) {
+        let add = |sum: &mut u64, more: u64| *sum = sum.saturating_add(more);
+        add(&mut self.count, other.count);
+        add(&mut self.discarded, other.discarded);
+        add(&mut self.open_ns, other.open_ns);
+        add(&mut self.stand_for_ns, other.stand_for_ns);
+        add(&mut self.events, other.events);
+        add(&mut self.cpu_ns, other.cpu_ns);
+        add(&mut self.stand_for_cpu_ns, other.stand_for_cpu_ns);
+        add(&mut self.probes_ns, other.probes_ns);
+    }
+}
+
+impl schema::SiteTurnover {
+    /// Of this site.
+    pub(super) fn new(site: u32, tally: SiteTally) -> Self {
+        Self {
+            site,
+            born: some(tally.born),
+            survived: some(tally.survived),
+            died: some(tally.died),
+            reused: tally.reused,
+        }
+    }
+}
+
+impl schema::UnseenDeaths {
+    /// Of this size class.
+    pub(super) fn new(size_class: u64, deaths: Tally) -> Self {
+        Self {
+            size_class,
+            deaths: some(deaths),
         }
     }
 }

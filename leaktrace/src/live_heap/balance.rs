@@ -24,14 +24,8 @@ pub(super) struct WindowHistory {
     classes: HashMap<u64, Class>,
     /// What estimates of the process's growth are multiplied with, see [`WindowHistory::fit`].
     factor: f64,
-    open_ns: u64,
-    stand_for_ns: u64,
-    windows: u64,
-    /// Processor time in windows, in the time that they stand for, and of the former what probes took at the
-    /// most.
-    cpu_ns: u64,
-    stand_for_cpu_ns: u64,
-    probes_ns: u64,
+    /// What is of all sites together.
+    totals: schema::Windows,
 }
 
 /// The sites of a size class, in blocks seen.
@@ -125,14 +119,7 @@ impl Net {
 impl WindowHistory {
     /// Takes in an interval.
     pub(super) fn add(&mut self, slot: usize, windows: &schema::Windows) {
-        self.windows = self.windows.saturating_add(windows.count);
-        self.open_ns = self.open_ns.saturating_add(windows.open_ns);
-        self.stand_for_ns = self.stand_for_ns.saturating_add(windows.stand_for_ns);
-        self.cpu_ns = self.cpu_ns.saturating_add(windows.cpu_ns);
-        self.stand_for_cpu_ns = self
-            .stand_for_cpu_ns
-            .saturating_add(windows.stand_for_cpu_ns);
-        self.probes_ns = self.probes_ns.saturating_add(windows.probes_ns);
+        self.totals.add_totals(windows);
         for site in &windows.sites {
             let slots = self.sites.entry(site.site).or_default();
             *slots.entry(slot).or_default() += SiteTally::from(site);
@@ -155,8 +142,12 @@ impl WindowHistory {
 
     /// The share of the time that they cover, and how many they are.
     pub(super) fn cover(&self) -> Option<(f64, u64)> {
-        let share = self.open_ns as f64 / self.stand_for_ns.max(1) as f64;
-        (self.windows > 0).then_some((share, self.windows))
+        let share = self.open_share();
+        (self.totals.count > 0).then_some((share, self.totals.count))
+    }
+
+    fn open_share(&self) -> f64 {
+        self.totals.open_ns as f64 / self.totals.stand_for_ns.max(1) as f64
     }
 
     /// All intervals are in.
@@ -188,9 +179,13 @@ impl WindowHistory {
     /// By how much the plain estimates may be too low. A program that waits for a processor gets on by less
     /// than windows are long, in them and outside: what counts is the processor time that it had for itself.
     fn reach(&self) -> f64 {
-        let own = self.cpu_ns.saturating_sub(self.probes_ns).max(1) as f64;
-        let by_cpu = self.stand_for_cpu_ns as f64 / own;
-        let by_time = self.stand_for_ns as f64 / self.open_ns.max(1) as f64;
+        let own = self
+            .totals
+            .cpu_ns
+            .saturating_sub(self.totals.probes_ns)
+            .max(1) as f64;
+        let by_cpu = self.totals.stand_for_cpu_ns as f64 / own;
+        let by_time = self.totals.stand_for_ns as f64 / self.totals.open_ns.max(1) as f64;
         (by_cpu / by_time.max(1.0)).max(1.0)
     }
 
@@ -246,8 +241,8 @@ impl WindowHistory {
             kept_at_most: zeros(),
             kept_dense: zeros(),
             bytes: [zeros(), zeros(), zeros(), zeros()],
-            windows: self.windows,
-            open_share: self.open_ns as f64 / self.stand_for_ns.max(1) as f64,
+            windows: self.totals.count,
+            open_share: self.open_share(),
             reach: self.reach(),
             ..Balance::default()
         };
