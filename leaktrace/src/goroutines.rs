@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 
 use crate::{
-    capture::{Capture, Ended, schema},
+    capture::{Capture, schema},
     drain::{self, Purpose},
     inventory::goroutines::Goroutines as Reader,
     record::monotonic_ns,
@@ -89,11 +89,7 @@ fn named(target: &Target, mut interval: schema::Interval) -> Result<Capture> {
     let symbols = code.symbolizer().symbols(&addresses);
     (interval.modules, interval.mappings) = (code.modules, code.mappings);
     Ok(Capture {
-        header: schema::Header::default(),
-        intervals: vec![interval],
-        intervals_read: 1,
         symbols: Some(symbols),
-        how_it_ended: Ended::Closed(schema::Close::default()),
-        notes: Vec::new(),
+        ..Capture::of(schema::Header::default(), vec![interval])
     })
 }

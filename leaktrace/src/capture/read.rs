@@ -64,6 +64,20 @@ pub struct Capture {
     pub notes: Vec<String>,
 }
 
+impl Capture {
+    /// One of these intervals that was never in a file; without symbols.
+    pub(crate) fn of(header: schema::Header, intervals: Vec<schema::Interval>) -> Self {
+        Self {
+            header,
+            intervals_read: intervals.len() as u64,
+            intervals,
+            symbols: None,
+            how_it_ended: Ended::Closed(schema::Close::default()),
+            notes: Vec::new(),
+        }
+    }
+}
+
 /// How a capture ended.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Ended {

@@ -1,9 +1,7 @@
 use super::*;
-use crate::capture::Ended;
 use crate::capture::schema::SiteDelta;
 use crate::capture::schema::{
-    Close, CohortFrees, GoBucket, GoClass, GoInfo, GoOwnSampling, Header, Interval, Sampling, Site,
-    Target,
+    CohortFrees, GoBucket, GoClass, GoInfo, GoOwnSampling, Header, Interval, Sampling, Site, Target,
 };
 
 const RATE: u64 = 512 << 10;
@@ -17,17 +15,11 @@ fn capture(intervals: Vec<Interval>) -> Capture {
         go: Some(go),
         ..Target::default()
     };
-    Capture {
-        header: Header {
-            target: Some(target),
-            ..Header::default()
-        },
-        intervals_read: intervals.len() as u64,
-        intervals,
-        symbols: None,
-        how_it_ended: Ended::Closed(Close::default()),
-        notes: Vec::new(),
-    }
+    let header = Header {
+        target: Some(target),
+        ..Header::default()
+    };
+    Capture::of(header, intervals)
 }
 
 fn interval(index: u32, gc_cycles: u32) -> Interval {

@@ -4,8 +4,8 @@
 use std::collections::{BTreeMap, HashMap};
 
 use super::{Event, Turnover, What, Window};
-use crate::capture::schema::{Close, Header, Interval, Memory, Site};
-use crate::capture::{Capture, Ended};
+use crate::capture::Capture;
+use crate::capture::schema::{Header, Interval, Memory, Site};
 
 /// xorshift64*: enough for a simulation, and the same everywhere.
 pub(crate) struct Random(u64);
@@ -258,14 +258,7 @@ impl World {
             }
         }
         Recorded {
-            capture: Capture {
-                header: Header::default(),
-                intervals_read: intervals.len() as u64,
-                intervals,
-                symbols: None,
-                how_it_ended: Ended::Closed(Close::default()),
-                notes: Vec::new(),
-            },
+            capture: Capture::of(Header::default(), intervals),
             grown,
         }
     }

@@ -3,39 +3,18 @@
 use std::collections::BTreeMap;
 
 use super::*;
-use crate::capture::schema::{Close, CohortFrees, GoBucket, Header, Interval, Site, SiteDelta};
-use crate::capture::{Capture, Ended};
+use crate::capture::Capture;
+use crate::capture::schema::{CohortFrees, GoBucket, Header, Interval, Site, SiteDelta};
 use crate::live_heap::LiveHeap;
+use crate::turnover::testing::{FOREVER, Random};
 
 const RATE: f64 = 524_288.0;
 const MIB: f64 = 1_048_576.0;
 const SEEDS: u64 = 200;
 
-/// xorshift64*: enough for a simulation, and the same everywhere.
-struct Random(u64);
-
-impl Random {
-    fn new(seed: u64) -> Self {
-        Self((seed + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15))
-    }
-
-    fn unit(&mut self) -> f64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 11) as f64 / (1_u64 << 53) as f64
-    }
-
-    fn exponential(&mut self, mean: f64) -> f64 {
-        -mean * (1.0 - self.unit()).ln()
-    }
-}
-
 /// A sampled object: when it was allocated and when the program dropped it, in seconds since the
 /// attach.
 type Object = (f64, f64);
-
-const FOREVER: f64 = f64::INFINITY;
 
 /// A world in which sites live: its window, and when collections complete.
 #[derive(Clone, Copy)]
@@ -153,14 +132,7 @@ impl World {
                 ..Interval::default()
             });
         }
-        Capture {
-            header: Header::default(),
-            intervals_read: intervals.len() as u64,
-            intervals,
-            symbols: None,
-            how_it_ended: Ended::Closed(Close::default()),
-            notes: Vec::new(),
-        }
+        Capture::of(Header::default(), intervals)
     }
 
     fn judge(&self, objects: &[Object]) -> Judgement {
