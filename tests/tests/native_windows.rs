@@ -47,6 +47,12 @@ fn record_a_minute(service: &mut Service) -> String {
     assert_eq!(finished.code, Some(0), "{}", finished.stderr);
     let report = report(&finished);
 
+    // Calls that the end of a window cuts off are not lost: nothing was asked of them.
+    assert!(
+        report["losses"]["call_abandoned"].is_null(),
+        "{}",
+        report["losses"]
+    );
     let malloc = &report["malloc"];
     assert_eq!(malloc["method"], "windows", "{malloc}");
     let windows = malloc["windows"][0].as_u64().unwrap();

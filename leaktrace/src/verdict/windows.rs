@@ -255,3 +255,30 @@ fn spread(sums: &Sums) -> Spread {
     });
     Spread::new(arrivals, sums.window_s, slots.clamp(MIN_SLOTS, 6))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// At first each survivor stands for many blocks, later for few: two of the former are two arrivals, and
+    /// thirty of the latter thirty.
+    #[test]
+    fn a_survivor_is_one_arrival_whatever_it_stands_for() {
+        let mut balance = Balance::default();
+        (balance.survived, balance.arrivals) = (vec![0.0; 60], vec![0; 60]);
+        for slot in [8, 22].into_iter().chain(30..60) {
+            balance.survived[slot] = if slot < 30 { 20.0 } else { 1.0 };
+            balance.arrivals[slot] = 1;
+        }
+        balance.seen.survived.seen = 32;
+        let spread = spread(&Sums::of(&balance, 60.0));
+        // Nothing is missing, and the two heavy ones leave little that is certain.
+        assert!((spread.total - 70.0).abs() < 1e-9, "{spread:?}");
+        let arrivals = 70.0 * 70.0 / (2.0 * 400.0 + 30.0);
+        assert!((spread.arrivals - arrivals).abs() < 1e-9, "{spread:?}");
+        assert!(
+            !pace::stopped(&spread) && !pace::slowing(&spread),
+            "{spread:?}"
+        );
+    }
+}

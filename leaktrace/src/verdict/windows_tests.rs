@@ -4,6 +4,8 @@
 use std::collections::BTreeMap;
 
 use super::*;
+use crate::capture::Capture;
+use crate::capture::schema::{self, Header, Interval};
 use crate::live_heap::LiveHeap;
 use crate::turnover::testing::{Block, FOREVER, MINUTE, Random, World};
 
@@ -421,4 +423,70 @@ fn threads_are_held_up_by_their_own_events() {
     });
     tally.always(LEAK, &[Leak]);
     tally.never(Leak);
+}
+
+/// A site that survived in these seconds: how many blocks, and how many each stands for. None of its size died.
+fn of_survivors(seconds: u32, survived: impl Fn(u32) -> (u64, f64)) -> Judgement {
+    let interval = |second: u32| {
+        let (seen, stands_for) = survived(second);
+        let blocks = seen as f64 * stands_for;
+        let tally = Some(schema::Tally {
+            seen,
+            bytes: seen * 4096,
+            plain: blocks,
+            corrected: blocks,
+            dense: blocks,
+        });
+        let site = schema::SiteTurnover {
+            site: LEAK,
+            born: tally,
+            survived: tally,
+            ..schema::SiteTurnover::default()
+        };
+        Interval {
+            index: second,
+            t_ns: u64::from(second) * 1_000_000_000,
+            memory: Some(schema::Memory {
+                anonymous: Some(u64::from(second) << 30),
+                ..schema::Memory::default()
+            }),
+            sites: match second {
+                0 => vec![schema::Site {
+                    id: LEAK,
+                    object_size: 4096,
+                    ..schema::Site::default()
+                }],
+                _ => Vec::new(),
+            },
+            windows: Some(schema::Windows {
+                count: 1,
+                open_ns: 1_000_000,
+                stand_for_ns: 100_000_000,
+                sites: if seen > 0 { vec![site] } else { Vec::new() },
+                ..schema::Windows::default()
+            }),
+            ..Interval::default()
+        }
+    };
+    let capture = Capture::of(Header::default(), (0..=seconds).map(interval).collect());
+    let heap = LiveHeap::from_capture(&capture);
+    let sites = heap.merge(|part| part.site);
+    judge(&Facts {
+        site: &sites[0],
+        timeline: &heap.timeline,
+        owner: Owner::Program,
+        older_s: 30.0,
+        lost_events: 0,
+        process_growth: heap.process_growth,
+    })
+}
+
+/// Six survivors in three of sixty seconds: chance may do as much, but nothing shows that any of it goes.
+#[test]
+fn without_deaths_nothing_is_said_to_turn_over() {
+    let judgement = of_survivors(60, |second| match second % 20 {
+        10 => (2, 30.0),
+        _ => (0, 0.0),
+    });
+    assert_eq!(judgement.verdict, Unknown, "{judgement:#?}");
 }
