@@ -11,6 +11,7 @@ pub mod maps;
 mod memory;
 mod sampler_switch;
 mod smaps;
+mod usage;
 
 use std::{
     io::{self, Read as _},
@@ -21,7 +22,6 @@ use std::{
 };
 
 use bytes::Bytes;
-use nix::time::{clock_getcpuclockid, clock_gettime};
 use procfs::{ProcError, process::Process};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
@@ -36,6 +36,7 @@ pub use self::{
     memory::{Memory, MemoryError},
     sampler_switch::{PutBack, RATE as SAMPLER_RATE, SamplerSwitch, SwitchError},
     smaps::{Backing, Resident, SmapsError},
+    usage::MemoryUse,
 };
 
 /// Why a process cannot be a target.
@@ -298,30 +299,6 @@ impl Target {
         })
     }
 
-    /// Processor time that it has used so far, to the nanosecond; zero when it is gone.
-    pub fn cpu_time(&self) -> Duration {
-        let clock = clock_getcpuclockid(nix::unistd::Pid::from_raw(self.pid));
-        let time = clock.and_then(clock_gettime);
-        time.map_or(Duration::ZERO, Duration::from)
-    }
-
-    /// Resident, anonymous, swapped and mapped bytes from `/proc/PID/status`: no page-table walk,
-    /// so that nothing waits for the target's memory lock.
-    ///
-    /// # Errors
-    ///
-    /// The target is gone.
-    pub fn memory_use(&self) -> Result<MemoryUse, TargetError> {
-        let status = self.process.status().map_err(|e| refusal(self.pid, e))?;
-        let bytes = |kib: Option<u64>| kib.map(|kib| kib * 1024);
-        Ok(MemoryUse {
-            rss: bytes(status.vmrss),
-            anonymous: bytes(status.rssanon),
-            swap: bytes(status.vmswap),
-            mapped: bytes(status.vmsize),
-        })
-    }
-
     /// What of each mapping is resident: the kernel walks the page tables for it, so that it costs
     /// about two milliseconds for each 100 MiB in pages of 4 KiB.
     ///
@@ -479,19 +456,6 @@ pub struct State {
     pub seccomp: &'static str,
     /// A debugger is attached.
     pub is_traced: bool,
-}
-
-/// What `/proc/PID/status` says of a process's memory, in bytes.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct MemoryUse {
-    /// Resident set.
-    pub rss: Option<u64>,
-    /// The anonymous part of it.
-    pub anonymous: Option<u64>,
-    /// Swapped out.
-    pub swap: Option<u64>,
-    /// Whole address space.
-    pub mapped: Option<u64>,
 }
 
 fn refusal(pid: i32, error: ProcError) -> TargetError {
