@@ -69,11 +69,14 @@ pub(crate) struct Record {
     /// process that allocates slowly].
     #[arg(long, value_name = "SIZE", value_parser = sample)]
     sample: Option<record::Sample>,
-    /// Most that tracing native allocators may cost, in percent of a processor, or of the processor time that
-    /// the process uses if that is more; where it would cost more it is traced in short windows [default: 3,
-    /// and no bound with --sample].
+    /// Most that probes may cost, in percent of a processor, or of the processor time that the process uses if
+    /// that is more. Native allocators that would cost more are traced in short windows, and probes that come
+    /// to cost more are taken away [default: 3, and no bound for native allocators with --sample].
     #[arg(long, value_name = "PCT", value_parser = percent)]
     max_overhead: Option<f64>,
+    /// Trace what was asked for by --probe or --sample whatever it costs the process.
+    #[arg(long, conflicts_with = "max_overhead")]
+    force: bool,
     /// Follow the processes that it makes, too: their native allocators, until they become other programs.
     #[arg(long, conflicts_with = "max_overhead")]
     follow_forks: bool,
@@ -145,7 +148,7 @@ impl Record {
                 ..MapSizes::default()
             },
             kernel_log: self.kernel_log,
-            count_runs: false,
+            force: self.force,
         }
     }
 }
@@ -164,9 +167,12 @@ pub(crate) struct Top {
     /// Bytes for each sample of what leaktrace samples itself, or `all`; as of `record`.
     #[arg(long, value_name = "SIZE", value_parser = sample)]
     sample: Option<record::Sample>,
-    /// Most that tracing native allocators may cost, in percent; as of `record`.
+    /// Most that probes may cost, in percent; as of `record`.
     #[arg(long, value_name = "PCT", value_parser = percent)]
     max_overhead: Option<f64>,
+    /// Trace what was asked for whatever it costs the process; as of `record`.
+    #[arg(long, conflicts_with = "max_overhead")]
+    force: bool,
 }
 
 impl Top {
@@ -181,7 +187,7 @@ impl Top {
             go_enable_heap_profile: false,
             sizes: MapSizes::default(),
             kernel_log: false,
-            count_runs: true,
+            force: self.force,
         }
     }
 }

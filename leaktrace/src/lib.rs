@@ -9,6 +9,7 @@ pub mod loss;
 pub mod loader;
 pub mod address_space;
 pub mod duty_cycle;
+pub mod overhead;
 pub mod turnover;
 pub mod drain;
 pub mod inventory;

@@ -17,6 +17,7 @@
 
 #![forbid(unsafe_code)]
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::hash::Hash;
 
@@ -73,6 +74,14 @@ impl Timeline {
         self.times.len().saturating_sub(1)
     }
 
+    /// The same up to the end of a slot.
+    fn until(&self, slot: usize) -> Self {
+        let mut timeline = self.clone();
+        timeline.times.truncate(slot + 1);
+        timeline.collections.truncate(slot + 1);
+        timeline
+    }
+
     /// Seconds from the attach to the end.
     pub fn duration_s(&self) -> f64 {
         self.age_s(0, self.last())
@@ -123,6 +132,8 @@ impl Count {
 pub struct LiveHeap {
     /// The moments known.
     pub timeline: Timeline,
+    /// The last slot of kinds that were not followed to the end.
+    ended: HashMap<Kind, usize>,
     /// The sites, by their number in the capture.
     pub parts: Vec<Part>,
     /// `runtime.MemProfileRate`, in bytes.
@@ -150,7 +161,7 @@ pub struct SiteHistory {
     pub sampled: bool,
     /// Bytes for each sample on average; 1 where everything is counted.
     pub rate: u64,
-    /// Live bytes at the end of every slot of [`LiveHeap::timeline`], estimated.
+    /// Live bytes at the end of every slot of [`LiveHeap::timeline_of`] its kind, estimated.
     pub live_series: Vec<f64>,
     /// Bytes not known to be dead at the end.
     pub live: Estimate,
@@ -196,6 +207,20 @@ impl LiveHeap {
             builder.add(interval);
         }
         builder.finish(&capture.header)
+    }
+
+    /// The moments at which the state of sites of that kind is known: all of them, unless it was not followed to
+    /// the end.
+    pub fn timeline_of(&self, kind: Kind) -> Cow<'_, Timeline> {
+        match self.ended.get(&kind) {
+            Some(&slot) => Cow::Owned(self.timeline.until(slot)),
+            None => Cow::Borrowed(&self.timeline),
+        }
+    }
+
+    /// Whether sites of that kind were followed to the end.
+    pub fn has_all_of(&self, kind: Kind) -> bool {
+        !self.ended.contains_key(&kind)
     }
 
     /// The share of the time that windows cover, and how many there were; none if there were none.
@@ -286,6 +311,9 @@ impl LiveHeap {
         if let Some(balance) = site.balance.take() {
             site.rest_on(balance);
             return site;
+        }
+        if let Some(last) = self.ended.get(&kind) {
+            site.live_series.truncate(last + 1);
         }
         let mut live = Sum::default();
         for part in parts {
@@ -420,9 +448,14 @@ impl SiteHistory {
         })
     }
 
-    /// Which share of the site's objects reaches an age.
+    /// Which share of the site's objects reaches an age; nothing where most deaths were not seen.
     pub fn survival(&self, timeline: &Timeline) -> Survival {
-        Survival::new(self, timeline)
+        let deaths = self.deaths.values().map(|count| count.objects);
+        let deaths = deaths.fold(0, u64::saturating_add);
+        match self.unseen_deaths > deaths {
+            true => Survival::default(),
+            false => Survival::new(self, timeline),
+        }
     }
 
     /// Age of the oldest living object in seconds, at least; what was there at the attach is as old

@@ -85,7 +85,7 @@ fn exit_code(error: &anyhow::Error) -> u8 {
         Some(
             LoadError::NotOnHost | LoadError::Unsupported { .. } | LoadError::CodeDiffers { .. },
         ) => NOT_SUPPORTED,
-        Some(LoadError::Other { .. }) | None => FAILED,
+        Some(LoadError::Other { .. } | LoadError::TooOften { .. }) | None => FAILED,
     }
 }
 

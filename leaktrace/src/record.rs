@@ -11,6 +11,7 @@ mod header;
 mod heap_profile;
 mod late_objects;
 mod malloc;
+mod overhead;
 mod recorder;
 mod stop;
 mod unwind;
@@ -19,6 +20,7 @@ use std::{
     future::Future,
     io,
     pin::pin,
+    thread::JoinHandle,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -33,9 +35,9 @@ use crate::{
     drain::{Drain, Goroutines, Purpose},
     inventory::MemoryReader,
     loader::{
-        KernelLog, LoadError, Loaded, MapSizes, ProbeSet, RunCounter, UnwindMaps, check_host,
-        ensure_tracefs,
+        KernelLog, LoadError, Loaded, MapSizes, ProbeSet, UnwindMaps, check_host, ensure_tracefs,
     },
+    overhead::Family,
     plan::{Families, Plan, Uprobe},
     planning,
     sampling::OwnSampling,
@@ -54,6 +56,7 @@ use self::{
     forks::Forks,
     heap_profile::HeapProfile,
     late_objects::LateObjects,
+    overhead::Overhead,
     stop::{Ends, StopSignals},
     unwind::Unwind,
 };
@@ -78,8 +81,8 @@ pub struct Options {
     pub families: Families,
     /// How densely leaktrace samples what it samples itself; `None`: it chooses.
     pub sample: Option<Sample>,
-    /// Most that tracing native allocators may cost, in percent of the processor time that the target uses, or
-    /// of one processor; `None`: the default, or no bound where `sample` is given.
+    /// Most that probes may cost, in percent of the processor time that the target uses, or of one processor;
+    /// `None`: the default, and no bound for native allocators where `sample` is given.
     pub max_overhead: Option<f64>,
     /// Switch a Go heap sampler on that is off: the one thing that writes to the target.
     pub go_enable_heap_profile: bool,
@@ -87,8 +90,8 @@ pub struct Options {
     pub sizes: MapSizes,
     /// Write the kernel side's diagnostic log to stderr.
     pub kernel_log: bool,
-    /// Have the kernel count the runs of our programs and their time, which costs each run some 50 ns.
-    pub count_runs: bool,
+    /// Trace what was asked for whatever it costs the target.
+    pub force: bool,
 }
 
 /// Records until the window ends; `stop` ends it as a signal does.
@@ -262,6 +265,7 @@ async fn watch(
             }
             _ = ticks.tick(), if !windows.is_open() => {
                 session.interval(recorder, false)?;
+                session.keep_to_budget(loaded, &mut windows, recorder)?;
                 match session.look_for_objects(loaded, &mut windows) {
                     Err(LoadError::Gone { .. }) => break schema::End::TargetExit,
                     looked => looked?,
@@ -294,6 +298,10 @@ async fn watch(
     session.memory.whole_next();
     session.interval(recorder, true)?;
     session.forks.iter_mut().for_each(Forks::stop);
+    for detaching in session.detaching.drain(..) {
+        // It can only have panicked, which it has said itself.
+        let _ = detaching.join();
+    }
     Ok(end)
 }
 
@@ -308,7 +316,8 @@ struct Session<'a> {
     late_objects: Option<LateObjects>,
     code: Code,
     unwind: (Unwind, UnwindMaps),
-    runs: Option<RunCounter>,
+    overhead: Option<Overhead<'a>>,
+    detaching: Vec<JoinHandle<()>>,
     limits: Vec<schema::Limit>,
     start: Instant,
     intervals: u32,
@@ -345,6 +354,10 @@ impl Session<'_> {
             goroutines.creations(&mut interval, self.drain.creations()?);
             goroutines.interval(&mut interval, monotonic_ns(), &purpose);
         }
+        interval.probe_costs = self
+            .overhead
+            .as_ref()
+            .map_or_else(Vec::new, Overhead::costs);
         if self.code.take(&mut interval, self.target) {
             self.update_unwind()?;
         }
@@ -353,9 +366,41 @@ impl Session<'_> {
             limits: &self.limits(),
             code: &self.code,
             events: self.drain.events(),
-            runs: self.runs.as_ref().map(RunCounter::runs),
+            runs: self.overhead.as_ref().map(Overhead::runs),
         };
         recorder.interval(interval, &now)
+    }
+
+    /// Takes the probes away that cost most, if all together cost more than they may.
+    fn keep_to_budget(
+        &mut self,
+        loaded: &mut Loaded,
+        windows: &mut MallocWindows<'_>,
+        recorder: &mut dyn Recorder,
+    ) -> Result<()> {
+        let Some(overhead) = &mut self.overhead else {
+            return Ok(());
+        };
+        let Some(gone) = overhead.look() else {
+            windows.may_cost(overhead.left());
+            return Ok(());
+        };
+        let limit = overhead.limit(&gone, self.t_ns);
+        recorder.note(&format!(
+            "no longer traced: {}: {}",
+            limit.what, limit.reason
+        ));
+        self.limits.push(limit);
+        if gone.family == Family::Malloc {
+            self.drain.kernel().stop_malloc()?;
+            self.late_objects = None;
+            self.forks.iter_mut().for_each(Forks::stop);
+        }
+        self.drain.end(overhead::kinds(gone.family));
+        self.interval(recorder, false)?;
+        let is_gone = |program: &str| Family::of(program).is_some_and(|of| of.0 == gone.family);
+        self.detaching.push(loaded.detach(is_gone));
+        Ok(())
     }
 
     /// What is mapped from now on is walked by its call frame information, too.

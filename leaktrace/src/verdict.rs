@@ -220,7 +220,9 @@ impl Old {
         let unseen_old = site.unseen_deaths as f64 * (died + 1.0)
             / (sum(&mut deaths().map(|death| death.2)) + 1.0);
         died += unseen_old;
-        let kept = (kept - unseen_old).max(0.0);
+        // However many births and deaths were not seen: no more than live.
+        let most = site.live_count.objects as f64;
+        let kept = (kept - unseen_old).clamp(0.0, most.max(0.0));
         Self {
             horizon,
             horizon_s,

@@ -98,6 +98,11 @@ impl<'a> MallocWindows<'a> {
         self.probes.is_some()
     }
 
+    /// From now on they may cost that share of the target's processor time.
+    pub fn may_cost(&mut self, budget: f64) {
+        self.plan.may_cost(budget);
+    }
+
     /// Whether one is open. Nothing else should be done then that takes a processor: on the target's, it would
     /// hold the target up in windows only, and put off their ends.
     pub fn is_open(&self) -> bool {

@@ -27,6 +27,7 @@ fn report(start_s: u64, sites: Vec<SiteReport>) -> Report {
             go: None,
         },
         malloc: None,
+        overhead: None,
         window: WindowReport {
             start_unix_ns: (1_790_001_000 + start_s) * 1_000_000_000,
             duration_s: SECONDS as f64,

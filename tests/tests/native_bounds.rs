@@ -74,7 +74,8 @@ fn in_function<'a>(report: &'a Value, name: &str) -> Vec<&'a Value> {
 /// There is room for 65,536 live blocks. The first half of it takes every block, the rest samples.
 #[test]
 fn ten_million_live_blocks() {
-    for options in [&["--sample", "all"][..], &[]] {
+    // Ten million in a row are more than the default budget allows for.
+    for options in [["--sample", "all"].as_slice(), &["--force"]] {
         let mut service = Service::start("sizes", [""; 0]);
         service.line();
         let report = record(&mut service, "crowd 1000000", 10, options).report();

@@ -11,7 +11,7 @@
 //! | `…-nopprof` | `reload`, `pipeline` and `churn` without the sampler: `runtime.MemProfileRate` is 0 |
 //! | `vm`, `rates` | `tests/targets/c/vm.c` and `rates.c` |
 //! | `allocs`, `allocs-static`, `allocs-musl` | `tests/targets/native/allocs.c` with glibc, with glibc inside, with musl inside |
-//! | `sizes`, `pairs`, `turnover`, `forks` | `tests/targets/native/sizes.c`, `pairs.c`, `turnover.c` and `forks.c` |
+//! | `sizes`, `pairs`, `turnover`, `surge`, `forks` | `tests/targets/native/sizes.c`, `pairs.c`, `turnover.c`, `surge.c` and `forks.c` |
 //! | `operators`, `libhidden.so` | `tests/targets/native/operators.cpp`, and `hidden.c`: an allocator whose returns cannot be found |
 //! | `rusty` | `tests/targets/rust/rusty`, with jemalloc inside |
 //! | `stacks`, `libplugin.so` | `tests/targets/cpp`: optimized, without frame pointers, stripped; their debug information is in `debug/` |
@@ -251,7 +251,7 @@ struct Native {
     arguments: &'static [&'static str],
 }
 
-const NATIVE: [Native; 9] = [
+const NATIVE: [Native; 10] = [
     Native {
         name: "allocs",
         source: "allocs.c",
@@ -298,6 +298,12 @@ const NATIVE: [Native; 9] = [
     Native {
         name: "turnover",
         source: "turnover.c",
+        compiler: "gcc",
+        arguments: &[],
+    },
+    Native {
+        name: "surge",
+        source: "surge.c",
         compiler: "gcc",
         arguments: &[],
     },

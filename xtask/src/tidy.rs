@@ -25,11 +25,12 @@ const CRATES: [&str; 5] = [
 const LOADERS: [&str; 2] = ["loader", "drain"];
 
 /// Modules of `leaktrace/src` that turn values into values: no kernel, no files, no clock.
-const PURE: [&str; 13] = [
+const PURE: [&str; 14] = [
     "go",
     "plan",
     "address_space",
     "duty_cycle",
+    "overhead",
     "turnover",
     "capture",
     "live_heap",

@@ -186,6 +186,13 @@ fn append(first: &mut Interval, mut second: Interval) {
         later.hits = later.hits.saturating_add(hits);
         first.go_own_sampling = Some(later);
     }
+    if second.malloc_calls.is_some() {
+        first.malloc_calls = second.malloc_calls;
+    }
+    if !second.probe_costs.is_empty() {
+        first.probe_costs = second.probe_costs;
+    }
+    first.ended.append(&mut second.ended);
     first.windows = match (first.windows.take(), second.windows) {
         (Some(first), Some(second)) => Some(join_windows(first, second)),
         (first, second) => first.or(second),

@@ -112,7 +112,7 @@ impl Drain {
     /// From here on native allocators are traced in windows; at most so many blocks are followed from one to
     /// the next and so many sites told apart.
     pub fn in_windows(&mut self, blocks: usize, sites: usize) {
-        self.malloc = false;
+        self.following.malloc = false;
         self.blocks = Some(Blocks::new(blocks, sites));
     }
 

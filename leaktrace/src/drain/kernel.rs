@@ -124,6 +124,20 @@ impl Kernel {
         Ok(hits.iter().sum())
     }
 
+    /// No block of native allocators is taken from now on.
+    ///
+    /// # Errors
+    ///
+    /// The map cannot be written.
+    pub fn stop_malloc(&mut self) -> Result<(), LoadError> {
+        for level in 0..SAMPLING_LEVELS {
+            self.malloc_rate
+                .set(level, 0, 0)
+                .map_err(|error| LoadError::other("set the sampling rate", error))?;
+        }
+        Ok(())
+    }
+
     /// Sets how densely blocks of native allocators are taken, in bytes for each sample: 1 takes all of
     /// them, 0 none. Gives what was set: not all that a user may ask for fits. The kernel side makes it
     /// coarser as the live-object map fills.

@@ -12,6 +12,7 @@ mod sampler;
 mod sites;
 mod goroutines;
 mod deltas;
+mod following;
 mod blocks;
 
 use std::collections::{BTreeMap, HashMap};
@@ -35,6 +36,7 @@ use crate::{
 use self::{
     blocks::Blocks,
     coarsened::Steps,
+    following::Following,
     objects::{Objects, Turnover},
     processes::Processes,
     sites::Sites,
@@ -72,7 +74,7 @@ pub struct Drain {
     looked_at: u32,
     samples: u64,
     own_sampling: OwnSampling,
-    malloc: bool,
+    following: Following,
     coarsened: Steps,
     blocks: Option<Blocks>,
     processes: Processes,
@@ -105,7 +107,7 @@ impl Drain {
             looked_at: 0,
             samples: 0,
             own_sampling: OwnSampling::default(),
-            malloc,
+            following: Following::new(malloc),
             coarsened: Steps::default(),
             blocks: None,
             processes: Processes::default(),
@@ -146,7 +148,9 @@ impl Drain {
                 EVENT_FORK | EVENT_CHILD_EXEC => self.processes.take(&event),
                 _ => {
                     self.code_mapped |= event.event == EVENT_MMAP && event.flags & MAPPED_CODE != 0;
-                    self.address_space_event(&event);
+                    if self.following.vm {
+                        self.address_space_event(&event);
+                    }
                 }
             }
         }
@@ -203,6 +207,11 @@ impl Drain {
     /// Whether the target has mapped code of a file since the last call.
     pub fn code_was_mapped(&mut self) -> bool {
         std::mem::take(&mut self.code_mapped)
+    }
+
+    /// What is of these kinds is not followed any more after the interval that is under way.
+    pub fn end(&mut self, kinds: &[schema::Kind]) {
+        self.following.end(kinds);
     }
 
     /// Whether the target has become another program.
@@ -318,12 +327,13 @@ impl Drain {
             go_classes,
             go_own_sampling,
             windows: self.blocks.as_mut().map(Blocks::take),
-            malloc_calls: match self.malloc {
+            malloc_calls: match self.following.malloc {
                 true => Some(self.kernel.malloc_calls()?),
                 false => None,
             },
             gc_cycles: self.gc_cycles,
             losses: losses(&changed),
+            ended: self.following.take_ended(),
             ..schema::Interval::default()
         };
         self.index += 1;
@@ -386,11 +396,11 @@ impl Drain {
     /// bucket they name is known by then.
     fn objects(&mut self) -> Result<Vec<schema::GoBucket>, LoadError> {
         let is_sampled = matches!(self.go, GoHeap::Runtime(_));
-        if !self.malloc && !is_sampled {
+        if !self.following.malloc && !is_sampled {
             return Ok(Vec::new());
         }
         let mut sites = HashMap::new();
-        if self.malloc {
+        if self.following.malloc {
             sites = self.kernel.totals(KIND_MALLOC)?;
             self.processes.add_ended(&mut sites);
         }

@@ -57,6 +57,11 @@ impl Windows {
         }
     }
 
+    /// From now on they may cost that share.
+    pub fn may_cost(&mut self, budget: f64) {
+        self.budget = budget;
+    }
+
     /// Length of the next window.
     pub fn length(&self) -> Duration {
         self.length

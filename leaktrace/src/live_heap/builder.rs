@@ -36,6 +36,8 @@ pub struct Builder {
     refill_rate: u64,
     windows: WindowHistory,
     memory: MemoryHistory,
+    /// Until when a kind was followed that is not any more, in seconds.
+    ended: HashMap<Kind, f64>,
     /// Bytes that the Go runtime counted, by size of the objects.
     class_totals: HashMap<u64, u64>,
 }
@@ -59,6 +61,7 @@ impl Default for Builder {
             refill_rate: 0,
             windows: WindowHistory::default(),
             memory: MemoryHistory::default(),
+            ended: HashMap::new(),
             class_totals: HashMap::new(),
         }
     }
@@ -98,6 +101,9 @@ impl Builder {
         for delta in &interval.deltas {
             self.delta(slot, delta);
         }
+        let t_s = self.timeline.times[slot];
+        let ended = interval.ended().map(|kind| (kind, t_s));
+        self.ended.extend(ended);
         for bucket in &interval.go_buckets {
             let proven = bucket.proven_allocs.saturating_sub(bucket.proven_frees);
             self.bucket(slot, bucket.site, bucket.allocs, bucket.frees, proven);
@@ -125,7 +131,12 @@ impl Builder {
         let process_growth = self.memory.growth();
         self.windows
             .finish(&self.parts.list, &self.timeline, process_growth);
+        let slots = self.ended.iter().map(|(&kind, &t_s)| {
+            let slots = self.timeline.times.partition_point(|&time| time <= t_s);
+            (kind, slots.max(1) - 1)
+        });
         LiveHeap {
+            ended: slots.collect(),
             process_growth,
             runtime_rate: self.runtime_rate,
             refill_rate: self.refill_rate,

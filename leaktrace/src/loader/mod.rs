@@ -5,6 +5,7 @@
 //! with it, after `kill -9` too. With `drain` this is the only module that knows aya.
 
 mod batch;
+mod code;
 mod host;
 mod log;
 mod probe_set;
@@ -25,7 +26,8 @@ use aya::{
     maps::HashMap,
     programs::{
         ProgramError, TracePoint, UProbe,
-        uprobe::{UProbeLink, UProbeLinkId, UProbeScope},
+        trace_point::TracePointLink,
+        uprobe::{UProbeLink, UProbeScope},
     },
 };
 use leaktrace_common::{AllocatorCall, BlockEvent, GoSample, UNWIND_CHUNK, VmEvent};
@@ -38,6 +40,7 @@ use crate::{
 
 pub use self::{
     batch::for_each_entry,
+    code::check_code,
     host::{Feature, check_host, features},
     log::KernelLog,
     probe_set::{Closing, OpenSet, ProbeSet},
@@ -162,6 +165,19 @@ pub enum LoadError {
         /// The function.
         function: &'static str,
     },
+    /// A probe that was asked for would be hit too often.
+    #[error(
+        "{what} would meet probes some {rate} times a second, which would slow the process down many times: \
+         {remedy}, or force it with --force"
+    )]
+    TooOften {
+        /// What is traced.
+        what: &'static str,
+        /// How often, about.
+        rate: String,
+        /// What to do instead.
+        remedy: &'static str,
+    },
     /// Anything else.
     #[error("failed to {what}")]
     Other {
@@ -202,7 +218,9 @@ impl LoadError {
 
 /// The kernel side, loaded and attached. Dropping it detaches everything.
 pub struct Loaded {
-    /// Programs, maps and links.
+    /// What is attached for good, with the name of its program.
+    attached: Vec<(&'static str, Attached)>,
+    /// Programs and maps.
     pub(crate) ebpf: Ebpf,
     /// Before any map was taken out.
     set: Option<ProbeSet>,
@@ -293,7 +311,11 @@ impl Loaded {
             .load(OBJECT)
             .map_err(|source| LoadError::other("load the BPF object", source))?;
         let set = plan.malloc.then(|| ProbeSet::new(&ebpf)).transpose()?;
-        Ok(Self { ebpf, set })
+        Ok(Self {
+            attached: Vec::new(),
+            ebpf,
+            set,
+        })
     }
 
     /// The kernel side's diagnostic log, to be written to stderr.
@@ -330,9 +352,12 @@ impl Loaded {
         let name = format!("{}:{}", tracepoint.category, tracepoint.name);
         let program: &mut TracePoint = self.program(tracepoint.program)?;
         program.load().map_err(|e| program_error(&name, e))?;
-        program
+        let link = program
             .attach(tracepoint.category, tracepoint.name)
+            .and_then(|link| program.take_link(link))
             .map_err(|e| program_error(&name, e))?;
+        let attached = Attached::Tracepoint { _link: link };
+        self.attached.push((tracepoint.program, attached));
         Ok(())
     }
 
@@ -350,10 +375,22 @@ impl Loaded {
                 Err(error) => return Err(program_error(probe.function, error)),
             }
             if !probe.in_windows {
-                self.attach_uprobe(probe, target)?;
+                let link = self.attach_uprobe(probe, target)?;
+                self.attached
+                    .push((probe.program, Attached::Uprobe { _link: link }));
             }
         }
         Ok(())
+    }
+
+    /// Detaches the probes of these programs, on a thread of its own: the kernel takes up to a tenth of a
+    /// second for each.
+    pub fn detach(&mut self, is_one: impl Fn(&str) -> bool) -> JoinHandle<()> {
+        let gone: Vec<_> = self
+            .attached
+            .extract_if(.., |(program, _)| is_one(program))
+            .collect();
+        thread::spawn(move || drop(gone))
     }
 
     /// Attaches a probe for a window. It is detached when the result is dropped, which takes a tenth of
@@ -363,19 +400,10 @@ impl Loaded {
     ///
     /// It cannot be attached.
     pub fn open_window(&mut self, probe: &Uprobe, target: &Target) -> Result<Window, LoadError> {
-        let link = self.attach_uprobe(probe, target)?;
-        let program: &mut UProbe = self.program(probe.program)?;
-        let link = program
-            .take_link(link)
-            .map_err(|e| program_error(probe.function, e))?;
-        Ok(Window(Some(link)))
+        Ok(Window(Some(self.attach_uprobe(probe, target)?)))
     }
 
-    fn attach_uprobe(
-        &mut self,
-        probe: &Uprobe,
-        target: &Target,
-    ) -> Result<UProbeLinkId, LoadError> {
+    fn attach_uprobe(&mut self, probe: &Uprobe, target: &Target) -> Result<UProbeLink, LoadError> {
         check_code(probe, target)?;
         self.set_calls(probe)?;
         let pid = target.pid;
@@ -388,6 +416,7 @@ impl Loaded {
         let program: &mut UProbe = self.program(probe.program)?;
         program
             .attach(probe.file_offset, file, UProbeScope::OneProcess(scope))
+            .and_then(|link| program.take_link(link))
             .map_err(|error| match fs::exists(&executable) {
                 Ok(true) => program_error(probe.function, error),
                 _ => LoadError::Gone { pid },
@@ -424,6 +453,12 @@ impl Loaded {
     }
 }
 
+/// A link, which lasts as long as it is held.
+enum Attached {
+    Tracepoint { _link: TracePointLink },
+    Uprobe { _link: UProbeLink },
+}
+
 /// A probe that is attached for a while.
 pub struct Window(Option<UProbeLink>);
 
@@ -435,56 +470,6 @@ impl Window {
     }
 }
 
-/// Checks that a probe would stand in the code that it was planned for.
-///
-/// # Errors
-///
-/// [`LoadError::CodeDiffers`], or the code cannot be read.
-pub fn check_code(probe: &Uprobe, target: &Target) -> Result<(), LoadError> {
-    let pid = target.pid;
-    let mut mapped = vec![0; probe.code.len()];
-    target
-        .memory
-        .read(probe.code_address, &mut mapped)
-        .map_err(|source| match fs::exists(format!("/proc/{pid}/exe")) {
-            Ok(true) => LoadError::other(&format!("read the code of `{}`", probe.function), source),
-            _ => LoadError::Gone { pid },
-        })?;
-    if same_code(&mapped, &probe.code, target.is_traced()) {
-        Ok(())
-    } else {
-        Err(LoadError::CodeDiffers {
-            function: probe.function,
-        })
-    }
-}
-
-/// Whether the code in memory is the file's. The breakpoint of another uprobe does not count as a
-/// difference, the kernel keeps several on one instruction; that of a debugger does, since the
-/// kernel would take it away with ours.
-fn same_code(mapped: &[u8], file: &[u8], is_traced: bool) -> bool {
-    const INT3: u8 = 0xcc;
-    mapped.len() == file.len()
-        && mapped
-            .iter()
-            .zip(file)
-            .all(|(mapped, file)| mapped == file || (!is_traced && *mapped == INT3))
-}
-
 fn program_error(probe: &str, error: ProgramError) -> LoadError {
     LoadError::other(&format!("attach `{probe}`"), error)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_the_breakpoint_of_a_uprobe_may_differ() {
-        assert!(same_code(&[1, 2, 3], &[1, 2, 3], true));
-        assert!(same_code(&[1, 0xcc, 3], &[1, 2, 3], false));
-        assert!(!same_code(&[1, 0xcc, 3], &[1, 2, 3], true));
-        assert!(!same_code(&[1, 0x90, 3], &[1, 2, 3], false));
-        assert!(!same_code(&[1, 2], &[1, 2, 3], false));
-    }
 }

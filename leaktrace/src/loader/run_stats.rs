@@ -1,6 +1,7 @@
 //! What the kernel side costs, by the kernel's own count.
 
 use std::{
+    collections::BTreeMap,
     fs,
     os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
     time::Duration,
@@ -9,6 +10,7 @@ use std::{
 use aya::sys::{Stats, enable_stats};
 
 use super::{LoadError, Loaded};
+use crate::overhead::{Cost, Family};
 
 /// Runs of our programs since they were loaded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -22,7 +24,7 @@ pub struct Runs {
 /// Has the kernel count, as long as it lives. It counts for every BPF program of the host then, at two
 /// readings of the clock a run.
 pub struct RunCounter {
-    programs: Vec<OwnedFd>,
+    programs: Vec<(String, OwnedFd)>,
     _enabled: OwnedFd,
 }
 
@@ -36,9 +38,10 @@ impl Loaded {
         let enabled = enable_stats(Stats::RunTime)
             .map_err(|error| LoadError::other("have the kernel count runs of programs", error))?;
         let programs = self.ebpf.programs();
-        let programs = programs.filter_map(|(_, program)| {
+        let programs = programs.filter_map(|(name, program)| {
             // Those that the plan has no use for are not loaded.
-            program.fd().ok()?.as_fd().try_clone_to_owned().ok()
+            let fd = program.fd().ok()?.as_fd().try_clone_to_owned().ok()?;
+            Some((name.to_owned(), fd))
         });
         Ok(RunCounter {
             programs: programs.collect(),
@@ -51,15 +54,34 @@ impl RunCounter {
     /// The runs so far.
     pub fn runs(&self) -> Runs {
         let mut sum = Runs::default();
-        for program in &self.programs {
-            // kernel/bpf/syscall.c, bpf_prog_show_fdinfo.
-            let path = format!("/proc/self/fdinfo/{}", program.as_raw_fd());
-            let runs = parse(&fs::read_to_string(path).unwrap_or_default());
+        for (_, program) in &self.programs {
+            let runs = runs_of(program);
             sum.count += runs.count;
             sum.time += runs.time;
         }
         sum
     }
+
+    /// What the probes of each family have cost so far, as far as it is attached for good.
+    pub fn costs(&self) -> BTreeMap<Family, Cost> {
+        let mut costs = BTreeMap::<Family, Cost>::new();
+        for (name, program) in &self.programs {
+            let Some((family, before)) = Family::of(name) else {
+                continue;
+            };
+            let runs = runs_of(program);
+            let cost = costs.entry(family).or_default();
+            cost.hits += runs.count;
+            cost.time += runs.time + Duration::from_nanos(before.as_nanos() as u64 * runs.count);
+        }
+        costs
+    }
+}
+
+fn runs_of(program: &OwnedFd) -> Runs {
+    // kernel/bpf/syscall.c, bpf_prog_show_fdinfo.
+    let path = format!("/proc/self/fdinfo/{}", program.as_raw_fd());
+    parse(&fs::read_to_string(path).unwrap_or_default())
 }
 
 fn parse(fdinfo: &str) -> Runs {

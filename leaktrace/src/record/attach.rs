@@ -11,13 +11,16 @@ use super::{
     late_objects::LateObjects,
     limit,
     malloc::{self, Begun},
-    monotonic_ns, unix_ns,
+    monotonic_ns,
+    overhead::{self, Overhead},
+    unix_ns,
 };
 use crate::{
     address_space::AddressSpace,
     drain::{Drain, Goroutines, Kernel},
     inventory::{MemoryReader, goroutines},
     loader::{Loaded, UnwindMaps},
+    overhead::Family,
     plan::{Plan, Uprobe},
     sampling,
     target::{AddressMap, Target, maps::Modules},
@@ -45,6 +48,10 @@ pub(super) fn attach<'a>(
     let (native, others): (Vec<_>, Vec<_>) =
         plan.uprobes.iter().cloned().partition(Uprobe::is_native);
     loaded.attach_uprobes(&others, target)?;
+    if options.families.goroutine && !options.force {
+        let remedy = "leave `goroutine` out of --probe, the census of goroutines needs no probe";
+        overhead::refuse_flood(Family::Goroutine, remedy, loaded, target)?;
+    }
     let forks = match options.sizes.processes {
         0 => None,
         _ if !plan.malloc => {
@@ -95,8 +102,8 @@ pub(super) fn attach<'a>(
         }
         _ => None,
     };
-    let runs = match options.count_runs.then(|| loaded.count_runs()).transpose() {
-        Ok(runs) => runs,
+    let overhead = match Overhead::start(options, target, loaded) {
+        Ok(overhead) => Some(overhead),
         Err(error) => {
             limits.push(limit("what the probes cost", &error.to_string()));
             None
@@ -120,7 +127,8 @@ pub(super) fn attach<'a>(
             .then(|| LateObjects::new(target, &mut modules)),
         code: Code::new(modules),
         unwind: (unwind, unwind_maps),
-        runs,
+        overhead,
+        detaching: Vec::new(),
         limits,
         start,
         intervals: 0,

@@ -1,6 +1,6 @@
 //! What a capture's header says of the recording.
 
-use super::{Options, heap_profile::HeapProfile};
+use super::{Options, heap_profile::HeapProfile, overhead};
 use crate::{capture::schema, plan::Plan, planning, target::Target};
 
 /// The header of a capture whose window opens at these times of the wall clock and of
@@ -35,5 +35,9 @@ pub(super) fn header(
         probes: planning::probes(target, plan),
         limits: limits.chain(heap_profile.limits(target)).collect(),
         malloc,
+        max_overhead_percent: match options.force {
+            true => 0.0,
+            false => overhead::budget(options) * 100.0,
+        },
     }
 }

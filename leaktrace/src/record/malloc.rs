@@ -5,11 +5,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::Options;
+use super::{Options, overhead};
 use crate::{
     capture::schema::{Limit, MallocCalls, MallocSampling},
     drain::{Coarsened, Kernel},
     loader::{LoadError, Loaded, ProbeSet},
+    overhead::Family,
     plan::Uprobe,
     report::human,
     target::Target,
@@ -41,9 +42,6 @@ impl Sample {
 const LOOK: Duration = Duration::from_millis(500);
 const SHORT_LOOK: Duration = Duration::from_millis(50);
 
-/// Most that tracing may cost, in percent, unless something else is asked for.
-const MAX_OVERHEAD: f64 = 3.0;
-
 /// What a block's birth and its death cost the target where each is traced, in seconds.
 const BIRTH_S: f64 = 2e-6;
 const DEATH_S: f64 = 0.7e-6;
@@ -64,11 +62,8 @@ pub(super) struct Begun {
 pub(super) fn budget(options: &Options) -> Option<f64> {
     // Windows are of one process only.
     let is_alone = options.sample.is_none() && options.sizes.processes == 0;
-    let default = is_alone.then_some(MAX_OVERHEAD);
-    options
-        .max_overhead
-        .or(default)
-        .map(|percent| percent / 100.0)
+    let is_bounded = is_alone || options.max_overhead.is_some();
+    is_bounded.then(|| overhead::budget(options))
 }
 
 /// Chooses, attaches `probes` or has them attached in windows, and tells the kernel side, which takes no
@@ -112,6 +107,10 @@ pub(super) fn begin(
         }
     }
     loaded.attach_uprobes(probes, target)?;
+    if options.sample.is_some() && !options.force {
+        let remedy = "leave --sample out, then they are traced in short windows";
+        overhead::refuse_flood(Family::Malloc, remedy, loaded, target)?;
+    }
     let (sample_bytes, allocs_per_s) = match (options.sample, &counted) {
         (Some(Sample::All), _) => (1, 0.0),
         (Some(Sample::Bytes(bytes)), _) => (bytes, 0.0),

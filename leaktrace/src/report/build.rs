@@ -13,6 +13,7 @@ use super::schema::{
 use super::stack::{go_runtime_purpose, is_go_allocator, is_go_runtime_mapping, is_thread_start};
 use super::symbols::{FrameKey, FrameRef, SymbolTable};
 use super::{goroutines, memory};
+use super::{human, overhead::overhead};
 use crate::capture::Capture;
 use crate::capture::schema::{self, Site};
 use crate::live_heap::{Age, LiveHeap, SiteHistory, Survival};
@@ -156,7 +157,10 @@ where
             .then(growth)
             .then(b.live_bytes.cmp(&a.live_bytes))
     });
-    let allocators = capture.header.malloc.as_ref().map(|_| {
+    let kinds = [schema::Kind::Malloc, schema::Kind::Mmap, schema::Kind::Brk];
+    let is_whole = kinds.iter().all(|kind| heap.has_all_of(*kind));
+    let of_native = capture.header.malloc.as_ref().filter(|_| is_whole);
+    let allocators = of_native.map(|_| {
         let of_allocators = sites.iter().filter(|(site, _)| site.mapped_by_allocator);
         let blocks = sites.iter().filter(|(site, _)| site.kind == Kind::Malloc);
         AllocatorReport::new(
@@ -200,6 +204,7 @@ where
         window: window(capture, &heap, target.go.is_some()),
         target,
         malloc: malloc(capture, &heap),
+        overhead: overhead(capture, heap.timeline.duration_s()),
         summary,
         sites,
         goroutines,
@@ -343,16 +348,22 @@ fn site(
     let program = stacks.frames(first).1;
     let owner = stacks.owner(history.kind, &program);
     let is_whole = owner == Owner::GoRuntimeHeap || stacks.is_whole(&program);
+    let timeline = heap.timeline_of(history.kind);
     let judgement = judge(&Facts {
         site: history,
-        timeline: &heap.timeline,
+        timeline: &timeline,
         owner,
         older_s: older.as_secs_f64(),
         lost_events,
         process_growth: heap.process_growth,
     });
+    let mut evidence = judgement.evidence;
+    if timeline.last() < heap.timeline.last() {
+        let until = human::seconds(timeline.duration_s());
+        evidence.push(format!("followed for the first {until} only"));
+    }
     let record = stacks.sites.get(&first);
-    let points = heap.timeline.times.iter().zip(&history.live_series);
+    let points = timeline.times.iter().zip(&history.live_series);
     let points: Vec<_> = points
         .map(|(&t, &live)| (milli(t), live.round() as u64))
         .collect();
@@ -363,7 +374,7 @@ fn site(
         mapped_by_runtime: owner == Owner::GoRuntimeHeap,
         mapped_by_allocator: owner == Owner::Allocator,
         verdict: judgement.verdict,
-        evidence: judgement.evidence,
+        evidence,
         live_bytes: whole(history.live.value),
         live_objects: whole(history.live_objects),
         object_bytes: history.object_size,
@@ -380,8 +391,8 @@ fn site(
         freed_bytes: whole(history.freed_bytes),
         preexisting_bytes: whole(history.preexisting_left_bytes),
         attach_bytes: whole(history.preexisting_bytes),
-        oldest_s: milli(history.oldest_s(&heap.timeline)),
-        gc_cycles_survived: history.collections_survived(&heap.timeline),
+        oldest_s: milli(history.oldest_s(&timeline)),
+        gc_cycles_survived: history.collections_survived(&timeline),
         survival: survival(judgement.survival),
         estimate: EstimateReport {
             method: match (&history.balance, history.sampled) {

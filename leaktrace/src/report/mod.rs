@@ -19,6 +19,7 @@ mod head;
 mod allocators;
 mod build;
 mod memory;
+mod overhead;
 pub mod goroutines;
 pub mod why;
 pub mod check;
@@ -27,6 +28,7 @@ pub mod text;
 pub mod diff;
 
 pub use build::{Detailed, ReportOptions, build, build_detailed, build_from};
+pub use overhead::{FamilyCost, OverheadReport};
 pub use schema::{
     AllocatorReport, EstimateReport, Frame, GoReport, Kind, LimitReport, MallocReport,
     MemoryReport, Method, Report, SCHEMA, SiteReport, Summary, SurvivalReport, TargetReport,

@@ -7,6 +7,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use super::goroutines::Goroutines;
+use super::overhead::OverheadReport;
 use crate::capture::schema;
 use crate::symbolize;
 use crate::verdict::Verdict;
@@ -26,6 +27,9 @@ pub struct Report {
     /// How native allocators were traced, if they were.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub malloc: Option<MallocReport>,
+    /// What being traced has cost the target, if that was counted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub overhead: Option<OverheadReport>,
     /// All sites by verdict, before any filter.
     pub summary: Summary,
     /// The sites, by rank.

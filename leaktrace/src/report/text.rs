@@ -10,7 +10,7 @@ use std::io::{self, Write};
 use jiff::Timestamp;
 
 use super::schema::{MallocReport, Report, SamplerSwitchReport};
-use super::{goroutines, human, memory};
+use super::{goroutines, human, memory, overhead};
 use crate::loss;
 
 /// How to write it.
@@ -127,6 +127,9 @@ impl Page {
                 escape(&window.end_text)
             ),
         );
+        if let Some(overhead) = &report.overhead {
+            self.prose("", &overhead::in_words(overhead));
+        }
         let summary = report.summary;
         let counts = [
             (summary.leak, "leak", "leaks"),

@@ -54,18 +54,18 @@ pub(super) fn measure(turns: u32, window: Duration) -> Result<()> {
         let service = Service::start(&program, &[])?;
         thread::sleep(SETTLE);
         let before = throughput(&service, window)?;
-        let leaktrace = |options: [&str; 2]| {
-            let options = [&["--probe", "malloc"][..], &options].concat();
+        let leaktrace = |options: &[&str]| {
+            let options = [&["--probe", "malloc"][..], options].concat();
             under_leaktrace(&service, window, &options)
         };
-        let under_all = leaktrace(["--sample", "all"])?;
+        let under_all = leaktrace(&["--sample", "all", "--force"])?;
         thread::sleep(SETTLE);
         let under_memleak = under_memleak(&service, &peers, window)?;
         thread::sleep(SETTLE);
-        let under_sampled = leaktrace(["--sample", "512KiB"])?;
+        let under_sampled = leaktrace(&["--sample", "512KiB", "--force"])?;
         thread::sleep(SETTLE);
         let middle = throughput(&service, window)?;
-        let under_windows = leaktrace(["--max-overhead", "3"])?;
+        let under_windows = leaktrace(&["--max-overhead", "3"])?;
         thread::sleep(SETTLE);
         let after = throughput(&service, window)?;
         drop(service);

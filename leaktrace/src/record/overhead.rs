@@ -1,0 +1,163 @@
+//! Keeps the probes that are attached for good within what they may cost.
+
+use std::{
+    collections::BTreeMap,
+    thread,
+    time::{Duration, Instant},
+};
+
+use super::Options;
+use crate::{
+    capture::schema::{Kind, Limit, ProbeCost},
+    loader::{LoadError, Loaded, RunCounter, Runs},
+    overhead::{Account, Cost, FLOOD, Family, TooDear, untraced_rate},
+    report::human,
+    target::Target,
+};
+
+/// Most that probes may cost, in percent, unless something else is asked for.
+const MAX_OVERHEAD: f64 = 3.0;
+
+/// For how long hits are counted before a family that was asked for is let in.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// Most that probes may cost, as a share of a processor, or of those that the target keeps busy.
+pub(super) fn budget(options: &Options) -> f64 {
+    options.max_overhead.unwrap_or(MAX_OVERHEAD) / 100.0
+}
+
+/// What probes have cost so far, and whether that is within the budget.
+pub(super) struct Overhead<'a> {
+    target: &'a Target,
+    counter: RunCounter,
+    account: Account,
+    /// Families that were asked for in a way that has no bound.
+    unbounded: Vec<Family>,
+    before: BTreeMap<Family, Cost>,
+    cpu: Duration,
+    at: Instant,
+}
+
+impl<'a> Overhead<'a> {
+    /// Begins to count; everything is attached.
+    ///
+    /// # Errors
+    ///
+    /// The kernel does not count.
+    pub(super) fn start(
+        options: &Options,
+        target: &'a Target,
+        loaded: &Loaded,
+    ) -> Result<Self, LoadError> {
+        let mut unbounded = Vec::new();
+        if options.force {
+            unbounded.extend([Family::Malloc, Family::Goroutine, Family::Go, Family::Vm]);
+        } else if options.sample.is_some() && options.max_overhead.is_none() {
+            unbounded.push(Family::Malloc);
+        }
+        let counter = loaded.count_runs()?;
+        Ok(Self {
+            target,
+            account: Account::new(budget(options)),
+            unbounded,
+            before: counter.costs(),
+            counter,
+            cpu: target.cpu_time(),
+            at: Instant::now(),
+        })
+    }
+
+    /// Runs of our programs so far.
+    pub(super) fn runs(&self) -> Runs {
+        self.counter.runs()
+    }
+
+    /// What each family has cost so far, as a capture has it.
+    pub(super) fn costs(&self) -> Vec<ProbeCost> {
+        let costs = self.counter.costs().into_iter();
+        let costs = costs.map(|(family, cost)| ProbeCost {
+            family: family.name().to_owned(),
+            hits: cost.hits,
+            ns: cost.time.as_nanos() as u64,
+        });
+        costs.collect()
+    }
+
+    /// What is left of the budget for probes that are attached in windows: half of it at least.
+    pub(super) fn left(&self) -> f64 {
+        let budget = self.account.budget();
+        (budget - self.account.share()).max(budget / 2.0)
+    }
+
+    /// An interval is over. Gives the family that has to go, if one has to.
+    pub(super) fn look(&mut self) -> Option<TooDear> {
+        let (now, cpu, costs) = (Instant::now(), self.target.cpu_time(), self.counter.costs());
+        let bounded = costs
+            .iter()
+            .filter(|(family, _)| !self.unbounded.contains(family));
+        let seen = bounded.map(|(&family, &cost)| {
+            let before = self.before.get(&family).copied().unwrap_or_default();
+            (family, cost.since(before))
+        });
+        let used = cpu.saturating_sub(self.cpu);
+        let too_dear = self.account.observe(&seen.collect(), used, now - self.at);
+        (self.before, self.cpu, self.at) = (costs, cpu, now);
+        too_dear
+    }
+
+    /// Says that a family's probes were taken away `t_ns` after the window opened.
+    pub(super) fn limit(&self, gone: &TooDear, t_ns: u64) -> Limit {
+        Limit {
+            what: format!(
+                "{} after {}",
+                gone.family.what(),
+                human::seconds(t_ns as f64 / 1e9)
+            ),
+            reason: format!(
+                "probes on them were met {} times a second and took {} of the processor time (an \
+                 estimate), where all together may take {} (`--max-overhead`): they were taken away",
+                human::thousands(gone.hits_per_s.round() as u64),
+                human::percent(gone.share),
+                human::percent(self.account.budget()),
+            ),
+        }
+    }
+}
+
+/// Kinds of memory that are not followed any more without a family's probes. A Go heap still is, by the
+/// runtime's own profile; ages are unknown then.
+pub(super) fn kinds(family: Family) -> &'static [Kind] {
+    match family {
+        Family::Vm => &[Kind::Mmap, Kind::Brk],
+        Family::Malloc => &[Kind::Malloc],
+        Family::Go | Family::Goroutine => &[],
+    }
+}
+
+/// Refuses a family that was asked for, and is attached already, where it would be hit millions of times a
+/// second.
+///
+/// # Errors
+///
+/// It would, or the kernel does not count.
+pub(super) fn refuse_flood(
+    family: Family,
+    remedy: &'static str,
+    loaded: &Loaded,
+    target: &Target,
+) -> Result<(), LoadError> {
+    let counter = loaded.count_runs()?;
+    let of_family = || counter.costs().get(&family).copied().unwrap_or_default();
+    let (at, cpu, before) = (Instant::now(), target.cpu_time(), of_family());
+    thread::sleep(LOOK);
+    let cost = of_family().since(before);
+    let rate = untraced_rate(cost, target.cpu_time().saturating_sub(cpu), at.elapsed());
+    if rate < FLOOD {
+        return Ok(());
+    }
+    Err(LoadError::TooOften {
+        what: family.what(),
+        rate: human::thousands(rate.round() as u64),
+        remedy,
+    })
+}
