@@ -9,10 +9,10 @@ use std::{
 use object::{Object as _, read::elf::ElfFile64};
 use procfs::{
     ProcResult,
-    process::{MMPermissions, MMapPath, MemoryMap, Process},
+    process::{MMPermissions, MMapPath, MemoryMap, MemoryMaps, Process},
 };
 
-use super::image::open_image;
+use super::{image::open_image, proc_file};
 use crate::go::GoBinary;
 
 /// All mappings of a process at one moment.
@@ -40,7 +40,7 @@ pub struct Module {
 impl AddressMap {
     pub(super) fn read(process: &Process) -> ProcResult<Self> {
         Ok(Self {
-            mappings: process.maps()?.0,
+            mappings: proc_file::read::<MemoryMaps>(process, "maps")?.0,
             pid: process.pid(),
         })
     }

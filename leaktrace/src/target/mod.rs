@@ -9,6 +9,7 @@
 mod image;
 pub mod maps;
 mod memory;
+mod proc_file;
 mod sampler_switch;
 mod smaps;
 mod usage;
@@ -22,7 +23,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use procfs::{ProcError, process::Process};
+use procfs::{
+    ProcError, ProcResult,
+    process::{Process, Status},
+};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use crate::{
@@ -171,7 +175,7 @@ impl Target {
         let gone = || TargetError::Gone { pid };
         let process = Process::new(pid).map_err(|e| refusal(pid, e))?;
         let stat = process.stat().map_err(|e| refusal(pid, e))?;
-        let status = process.status().map_err(|e| refusal(pid, e))?;
+        let status: Status = proc_file::read(&process, "status").map_err(|e| refusal(pid, e))?;
         if status.tgid != pid {
             let tgid = status.tgid;
             return Err(TargetError::Thread { pid, tgid });
@@ -233,7 +237,7 @@ impl Target {
     ///
     /// The target is gone, or not permitted.
     pub fn state(&self) -> Result<State, TargetError> {
-        let status = self.process.status().map_err(|e| refusal(self.pid, e))?;
+        let status = self.status().map_err(|e| refusal(self.pid, e))?;
         Ok(State {
             threads: status.threads,
             seccomp: match status.seccomp {
@@ -255,8 +259,9 @@ impl Target {
     /// Why not, in words.
     pub fn allows_uretprobes(&self) -> Result<(), String> {
         let tasks = self.process.tasks().map_err(|error| error.to_string())?;
-        for status in tasks.flatten().map(|task| task.status()) {
-            match status {
+        for task in tasks.flatten() {
+            let path = format!("task/{}/status", task.tid);
+            match proc_file::read::<Status>(&self.process, path) {
                 Ok(status) if status.seccomp.unwrap_or(0) != 0 => {
                     return Err(format!(
                         "thread {} is under seccomp, which may kill it for the kernel's own system call",
@@ -272,9 +277,11 @@ impl Target {
 
     /// Whether a debugger is attached.
     pub fn is_traced(&self) -> bool {
-        self.process
-            .status()
-            .is_ok_and(|status| status.tracerpid != 0)
+        self.status().is_ok_and(|status| status.tracerpid != 0)
+    }
+
+    fn status(&self) -> ProcResult<Status> {
+        proc_file::read(&self.process, "status")
     }
 
     /// A file descriptor that becomes readable when the target exits.

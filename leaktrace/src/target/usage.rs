@@ -37,7 +37,7 @@ impl Target {
     ///
     /// The target is gone.
     pub fn memory_use(&self) -> Result<MemoryUse, TargetError> {
-        let status = self.process.status().map_err(|e| refusal(self.pid, e))?;
+        let status = self.status().map_err(|e| refusal(self.pid, e))?;
         let bytes = |kib: Option<u64>| kib.map(|kib| kib * 1024);
         Ok(MemoryUse {
             rss: bytes(status.vmrss),
