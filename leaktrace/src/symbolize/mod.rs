@@ -10,6 +10,7 @@
 mod file;
 mod debug_dir;
 mod debuginfod;
+mod demangle;
 mod native;
 mod module;
 mod table;

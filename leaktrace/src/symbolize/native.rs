@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use blazesym::symbolize::source::{Elf, Source};
 use blazesym::symbolize::{CodeInfo, Input, Sym, Symbolized, Symbolizer};
 
+use super::demangle::{cut, demangled};
+
 /// Where a system keeps debug information.
 pub(super) const SYSTEM_DEBUG_DIRS: [&str; 2] = ["/usr/lib/debug", "/lib/debug"];
 
@@ -30,6 +32,7 @@ impl Native {
         let system = SYSTEM_DEBUG_DIRS.map(PathBuf::from);
         let symbolizer = Symbolizer::builder()
             .enable_auto_reload(false)
+            .enable_demangling(false)
             .set_debug_dirs(Some(debug_dirs.iter().cloned().chain(system)))
             .build();
         Native { symbolizer, files }
@@ -77,8 +80,8 @@ impl Native {
 /// blazesym has the inlined functions outermost first, each with the position reached in it.
 fn frames(symbol: &Sym<'_>) -> Vec<Named> {
     let named = |name: &str, code: Option<&CodeInfo<'_>>, inlined| Named {
-        function: Some(name.to_owned()),
-        file: code.map(|code| code.to_path().to_string_lossy().into_owned()),
+        function: Some(demangled(name)),
+        file: code.map(|code| cut(&code.to_path().to_string_lossy()).to_owned()),
         line: code.and_then(|code| code.line).filter(|line| *line > 0),
         inlined,
     };

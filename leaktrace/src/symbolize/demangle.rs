@@ -1,0 +1,95 @@
+//! Names as their languages write them, from names as linkers have them.
+//!
+//! A mangled name can be a bomb: each of its types may be made of two of the one before, so that 255 bytes
+//! stand for gigabytes (`ten_bytes_a_doubling` below). So it is written into a bounded place, and a name
+//! that does not fit stays as it is.
+
+use std::fmt::{self, Write as _};
+
+use cpp_demangle::{BorrowedSymbol, DemangleOptions};
+
+/// Longer names are cut, in bytes, before and after.
+pub(super) const MAX_NAME: usize = 16 << 10;
+
+/// The name of a function of Rust or C++ as it stands in the source; any other as it is, cut to
+/// [`MAX_NAME`].
+pub(super) fn demangled(name: &str) -> String {
+    let whole = (name.len() <= MAX_NAME).then_some(name);
+    let shown = whole.and_then(|name| rust(name).or_else(|| cpp(name)));
+    shown.unwrap_or_else(|| cut(name).to_owned())
+}
+
+/// The beginning of a text, [`MAX_NAME`] bytes at most.
+pub(super) fn cut(text: &str) -> &str {
+    &text[..text.floor_char_boundary(MAX_NAME)]
+}
+
+fn rust(name: &str) -> Option<String> {
+    let symbol = rustc_demangle::try_demangle(name).ok()?;
+    let mut out = Bounded(String::new());
+    write!(out, "{symbol:#}").ok().map(|()| out.0)
+}
+
+fn cpp(name: &str) -> Option<String> {
+    let symbol = BorrowedSymbol::new(name.as_bytes()).ok()?;
+    let mut out = Bounded(String::new());
+    let written = symbol.structured_demangle(&mut out, &DemangleOptions::default());
+    written.ok().map(|()| out.0)
+}
+
+/// Text that does not grow beyond [`MAX_NAME`].
+struct Bounded(String);
+
+impl fmt::Write for Bounded {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        if self.0.len() + text.len() > MAX_NAME {
+            return Err(fmt::Error);
+        }
+        self.0.push_str(text);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_both_languages_and_of_none() {
+        let rust = "_ZN4core3fmt5Write9write_fmt17h0123456789abcdefE";
+        assert_eq!(demangled(rust), "core::fmt::Write::write_fmt");
+        assert_eq!(demangled("_RNvC6_123foo3bar"), "123foo::bar");
+        let cpp = "_ZNSt6vectorIiSaIiEE9push_backERKi";
+        assert_eq!(
+            demangled(cpp),
+            "std::vector<int, std::allocator<int> >::push_back(int const&)"
+        );
+        for name in ["main", "runtime.mallocgc", "_Z", "_R", "", "_ZN3foo"] {
+            assert_eq!(demangled(name), name);
+        }
+    }
+
+    /// `f(pair<int, int>, pair<A, A>, pair<B, B>, …)`: unbounded, 60 of them are 2^60 words.
+    #[test]
+    fn ten_bytes_a_doubling() {
+        let digit = |n: usize| char::from(b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"[n]);
+        let number = |n: usize| match n {
+            0..36 => format!("S{}_", digit(n)),
+            _ => format!("S{}{}_", digit(n / 36), digit(n % 36)),
+        };
+        let mut name = "_Z1fSt4pairIiiE".to_owned();
+        for last in (0..60).map(number) {
+            name.push_str(&format!("S_I{last}{last}E"));
+        }
+        assert_eq!(demangled(&name), name);
+    }
+
+    #[test]
+    fn endless_names_are_cut() {
+        for letter in ["x", "é"] {
+            let long = format!("_Z{}", letter.repeat(1 << 20));
+            let cut = demangled(&long);
+            assert!(cut.len() <= MAX_NAME && long.starts_with(&cut));
+        }
+    }
+}
