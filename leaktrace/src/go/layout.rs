@@ -301,6 +301,7 @@ impl Layout {
     }
 
     fn new(types: RuntimeTypes, source: Source) -> Result<Self, UnknownLayout> {
+        types.expect_believable()?;
         Ok(Self {
             bucket: types.bucket()?,
             special: types.special()?,

@@ -17,6 +17,8 @@ use crate::{
 
 /// More buckets than this are not followed: the list is being misread.
 const MAX_BUCKETS: usize = 1 << 20;
+/// So are more frames than this in all of them.
+const MAX_FRAMES: usize = 1 << 23;
 
 /// One allocation site of the Go heap profile.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,6 +50,8 @@ pub struct Buckets {
     sampler: GoSampler,
     buckets: Vec<Bucket>,
     known: HashSet<u64>,
+    /// Frames of all buckets.
+    frames: usize,
 }
 
 /// Why the profile could not be read.
@@ -74,6 +78,7 @@ impl Buckets {
             sampler,
             buckets: Vec::new(),
             known: HashSet::new(),
+            frames: 0,
         }
     }
 
@@ -128,10 +133,11 @@ impl Buckets {
         let mut fresh = Vec::new();
         let mut address = self.memory.read_u64(self.sampler.buckets)?;
         while address != 0 && !self.known.contains(&address) {
-            if self.buckets.len() + fresh.len() >= MAX_BUCKETS {
+            if self.buckets.len() + fresh.len() >= MAX_BUCKETS || self.frames > MAX_FRAMES {
                 return Err(nonsense(address, "the list does not end"));
             }
             let (bucket, next) = self.read_bucket(address)?;
+            self.frames += bucket.pcs.len();
             fresh.push(bucket);
             self.known.insert(address);
             address = next;

@@ -350,6 +350,9 @@ impl<'a> Frames<'a> {
                 continue;
             };
             while let Ok(Some(row)) = rows.next_row() {
+                if changes.len() / MAX_CHANGES > room {
+                    return Err(NoFrameTable::TooLarge);
+                }
                 let offset = start.saturating_add((row.start_address() - address) as u32);
                 let rule = FrameRule::from_row(&self.eh_frame, row, fde.is_signal_trampoline());
                 if offset < end

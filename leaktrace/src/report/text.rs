@@ -314,7 +314,7 @@ pub(crate) fn escape(text: &str) -> String {
 
 /// Whether a terminal does something on this character other than to show it.
 pub(crate) fn is_obeyed(c: char) -> bool {
-    let bidi =
-        matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-    c.is_control() || bidi
+    let bidi = matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    let ends_a_line = matches!(c, '\u{2028}' | '\u{2029}');
+    c.is_control() || bidi || ends_a_line
 }

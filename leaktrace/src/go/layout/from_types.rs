@@ -4,6 +4,11 @@
 use super::super::runtime_types::{Field, RuntimeTypes};
 use super::{Bucket, Channel, G, Heap, Span, Special, UnknownLayout};
 
+/// Bytes of a struct; the largest that is read as a whole has some thousand.
+const MAX_STRUCT: u64 = 1 << 17;
+/// Frames of a stack in the heap profile.
+const MAX_DEPTH: i64 = 1 << 16;
+
 impl RuntimeTypes {
     /// These, and what only `other` has.
     pub(super) fn or(mut self, other: Self) -> Self {
@@ -36,6 +41,26 @@ impl RuntimeTypes {
             .chain(functions.map(|(name, _)| name))
             .cloned()
             .collect()
+    }
+
+    /// Checks that no struct is larger than any runtime has it: so much is read for one of them, and a
+    /// binary can say anything of itself.
+    pub(super) fn expect_believable(&self) -> Result<(), UnknownLayout> {
+        for (name, of) in &self.structs {
+            let ends = of.fields.values();
+            let ends = ends.map(|field| u64::from(field.offset) + u64::from(field.size));
+            let end = ends.max().unwrap_or(0).max(of.size.into());
+            let most = match name.as_str() {
+                "runtime.mheap" | "runtime.heapArena" | "runtime.pageAlloc" => 1 << 30,
+                _ => MAX_STRUCT,
+            };
+            if end > most {
+                return Err(UnknownLayout(format!(
+                    "`{name}` has {end} bytes in its runtime"
+                )));
+            }
+        }
+        Ok(())
     }
 
     pub(super) fn field(&self, of: &str, field: &str) -> Result<Field, UnknownLayout> {
@@ -104,12 +129,17 @@ impl RuntimeTypes {
             "runtime.memRecord",
             "future",
             cycle_size,
-            3 * cycle_size as u32,
+            (cycle_size as u32).saturating_mul(3),
         )?;
         self.expect_constant("runtime.memProfile", Bucket::MEM_PROFILE as i64)?;
         let max_stack = self
             .constant("runtime.maxProfStackDepth")
             .or_else(|_| self.constant("runtime.maxStack"))?;
+        if cycle_size < 16 || !(0..=MAX_DEPTH).contains(&max_stack) {
+            return Err(UnknownLayout(format!(
+                "its heap profile has records of {cycle_size} bytes and stacks of {max_stack} frames"
+            )));
+        }
         Ok(Bucket {
             header_size: self.size_of(B)?,
             allnext: self.at(B, "allnext", 8)?,

@@ -59,6 +59,19 @@ fn a_runtime_that_lacks_a_field_or_has_it_otherwise_is_refused() {
         hchan.fields.get_mut("closed").unwrap().offset = 32;
     });
     assert!(moved.unwrap_err().contains("closed` is at 32"));
+    let vast = changed(|types| {
+        types.structs.get_mut("runtime.bucket").unwrap().size = u32::MAX;
+    });
+    assert!(
+        vast.unwrap_err()
+            .contains("`runtime.bucket` has 4294967295 bytes")
+    );
+    let deep = changed(|types| {
+        types
+            .constants
+            .insert("runtime.maxProfStackDepth".to_owned(), -1);
+    });
+    assert!(deep.unwrap_err().contains("stacks of -1 frames"));
     let other = changed(|types| {
         types.constants.insert("runtime.memProfile".to_owned(), 2);
     });

@@ -40,6 +40,8 @@ const ARENA_BYTES: u64 = 64 << 20;
 const ARENA_PAGES: usize = (ARENA_BYTES / Offsets::PAGE_SIZE) as usize;
 /// Arenas further apart than this are not looked at: 64 TiB.
 const MAX_ARENAS: u64 = 1 << 20;
+/// Arenas whose pages are kept, at most: 32 KiB each, so 512 MiB for 1 TiB of heap.
+const MAX_ARENA_TABLES: usize = 1 << 14;
 /// No span.
 const NONE: u32 = u32::MAX;
 
@@ -156,7 +158,16 @@ impl Heap {
     /// Numbers the objects and notes which span each page belongs to.
     fn index(&mut self) -> Result<(), HeapError> {
         self.spans.sort_unstable_by_key(|span| span.start);
-        self.spans.dedup_by_key(|span| span.start);
+        // While it runs on, a span can be given back and its pages be in another: the first counts, and no
+        // page is gone through twice, however many spans claim it.
+        let mut end = 0;
+        self.spans.retain(|span| {
+            let is_free = span.start >= end;
+            if is_free {
+                end = span.start + span.bytes;
+            }
+            is_free
+        });
         let arena = |address: u64| address / ARENA_BYTES;
         let first = self.spans.first().map_or(0, |span| arena(span.start));
         let last = self
@@ -166,6 +177,17 @@ impl Heap {
         if last - first >= MAX_ARENAS {
             let far = format!("the heap reaches over {} GiB", (last - first) >> 4);
             return Err(HeapError::Nonsense(far));
+        }
+        let mut tables = 0;
+        let mut next = 0;
+        for span in &self.spans {
+            let after = arena(span.start + span.bytes - 1) + 1;
+            tables += after - arena(span.start).max(next).min(after);
+            next = after;
+        }
+        if tables as usize > MAX_ARENA_TABLES {
+            let large = format!("it has {} GiB", tables >> 4);
+            return Err(HeapError::Nonsense(large));
         }
         self.first_arena = first;
         self.arenas
@@ -300,6 +322,7 @@ fn span_of(mspan: u64, bytes: &[u8], offsets: &Offsets) -> Option<HeapSpan> {
         && span.start.is_multiple_of(Offsets::PAGE_SIZE)
         && span.start < 1 << 47
         && span.bytes < 1 << 46
+        && span.bytes > 0
         && span.object_size >= 8
         && slots > 0
         && holds <= span.bytes;
@@ -387,5 +410,35 @@ mod tests {
         };
         far.spans.push(last);
         assert!(matches!(far.index(), Err(HeapError::Nonsense(_))));
+    }
+
+    /// Spans of which each claims the same 64 TiB: the table of their pages would take 32 GiB, and as
+    /// long as the process likes.
+    #[test]
+    fn a_heap_that_claims_all_memory_is_none() {
+        let mut vast = heap(&[(0x2000, 1, 64, false)]);
+        let first = vast.spans[0];
+        let claim = |index: u64| HeapSpan {
+            start: 0x4000 + (index << 13),
+            bytes: 1 << 45,
+            ..first
+        };
+        vast.spans.extend((0..1000).map(claim));
+        assert!(matches!(vast.index(), Err(HeapError::Nonsense(_))));
+        // As much as one page more than others have: they count.
+        let mut twice = heap(&[(0x2000, 1, 64, false)]);
+        twice.spans = vec![
+            HeapSpan {
+                bytes: 0x4000,
+                ..first
+            },
+            HeapSpan {
+                start: 0x4000,
+                ..first
+            },
+        ];
+        (twice.scannable, twice.objects) = (Vec::new(), 0);
+        twice.index().unwrap();
+        assert_eq!(twice.spans().len(), 1);
     }
 }

@@ -28,6 +28,8 @@ const STACK_BYTES: u64 = 8 << 20;
 /// How often a goroutine that runs is looked at again, and how long after.
 const STACK_TRIES: usize = 10;
 const STACK_PAUSE: Duration = Duration::from_millis(1);
+/// Words of all finalizers, cleanups and their objects that are looked at; each is 16 bytes.
+const MAX_SPECIAL_WORDS: usize = 1 << 22;
 /// Blocks of the queue of finalizers that are followed.
 const MAX_FINALIZER_BLOCKS: usize = 1 << 16;
 /// `runtime.finblock` (runtime/mfinal.go, Go 1.19 to 1.27): 4 KiB, of which the first 24 bytes are a
@@ -337,7 +339,9 @@ impl<'a> Roots<'a> {
     fn specials(&self, visit: &mut impl FnMut(Root, u64)) {
         let mut found = Vec::new();
         each_special(self.heap, |at, bytes, span, layout| {
-            if bytes.get(layout.kind as usize) != Some(&layout.kind_profile) {
+            if bytes.get(layout.kind as usize) != Some(&layout.kind_profile)
+                && found.len() < MAX_SPECIAL_WORDS
+            {
                 let words = self.special_words(bytes, span.start, at);
                 found.extend(words.map(|(_, word)| (at, word)));
             }

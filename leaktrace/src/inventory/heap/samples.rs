@@ -5,6 +5,8 @@ use crate::go::layout::Special;
 
 /// Specials of one span that are followed.
 const MAX_SPECIALS: usize = 1 << 16;
+/// Those of all spans.
+const MAX_IN_ALL: usize = 1 << 23;
 
 /// A live object that the runtime's heap sampler has taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,8 +45,11 @@ pub(super) fn each_special(heap: &Heap, mut visit: impl FnMut(u64, &[u8], &HeapS
         .filter(|span| span.specials != 0)
         .map(|span| (span.specials, span))
         .collect();
+    let mut in_all = 0;
     for _ in 0..MAX_SPECIALS {
-        if next.is_empty() {
+        in_all += next.len();
+        // A list that leads back into itself does not end.
+        if next.is_empty() || in_all > MAX_IN_ALL {
             return;
         }
         let ranges: Vec<_> = next.iter().map(|(at, _)| (*at, len)).collect();

@@ -79,9 +79,16 @@ impl<'a> Stacks<'a> {
     /// Goes through the frames.
     fn frames(&self, mut pc: u64, stack: &[u8], found: &mut Found) {
         let end = stack.len() as u64 & !7;
+        // A word is in one frame, or in an argument that two know about; so are variables.
+        let most = stack.len() / 4 + MAX_FRAMES;
         let mut sp = 0;
         let mut is_interrupted = false;
         while sp < end {
+            if found.words.len() > most || found.objects.len() > most {
+                // No compiler makes such maps: each frame has all words of the stack.
+                *found = Found::default();
+                return found.all(0, end);
+            }
             match self.frame(pc) {
                 Frame::Known(map) => {
                     let arguments = sp + map.size + 8;
@@ -150,8 +157,9 @@ impl Found {
         let arguments = sp + map.size + 8;
         let locals = locals_end.saturating_sub(8 * map.locals.words);
         for (slots, from) in [(&map.locals, locals), (&map.arguments, arguments)] {
-            let at = (0..slots.words).filter(|index| slots.is_pointer(*index));
-            let at = at.map(|index| from + 8 * index).filter(|at| at + 8 <= end);
+            let words = slots.words.min(end.saturating_sub(from) / 8);
+            let at = (0..words).filter(|index| slots.is_pointer(*index));
+            let at = at.map(|index| from + 8 * index);
             self.words.extend(at.map(|at| (at, true)));
         }
         for (offset, bytes) in &map.objects {
@@ -159,5 +167,39 @@ impl Found {
             let from = from.saturating_add_signed((*offset).into());
             self.objects.push((from, from + u64::from(*bytes), false));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::go::{
+        GoBinary,
+        testing::{self, Mode},
+    };
+
+    /// Each word of this stack is a frame, each frame has 64 Ki variables: 24 GB of them, if they
+    /// were believed.
+    #[test]
+    fn frames_with_more_variables_than_there_is_stack_are_not_believed() {
+        let toolchain = testing::toolchains().pop().unwrap();
+        let program = "package main\n\nfunc main() { println() }\n";
+        let path = testing::build(&toolchain, Mode::Plain, program);
+        let bytes = std::fs::read(path).unwrap();
+        let binary = GoBinary::parse(bytes.into()).unwrap().unwrap();
+        let go = GoTarget { binary, bias: 0 };
+        let stacks = Stacks::new(&go);
+        let map = FrameMap {
+            objects: vec![(-8, 8); 1 << 16],
+            ..FrameMap::default()
+        };
+        stacks.maps.borrow_mut().insert(0, Frame::Known(map));
+        let stack = vec![0; 128 << 10];
+        let mut words = 0;
+        stacks.words(None, 0x1000, &stack, |_, _, is_sure| {
+            assert!(!is_sure);
+            words += 1;
+        });
+        assert_eq!(words, stack.len() / 8, "each word once");
     }
 }

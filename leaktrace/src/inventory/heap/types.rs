@@ -108,7 +108,7 @@ impl<'a> Types<'a> {
         memory.read(address, &mut bytes).ok()?;
         let (size, ptr_bytes) = (word(&bytes, SIZE), word(&bytes, PTR_BYTES));
         let (flags, kind) = (bytes[TFLAG], bytes[KIND]);
-        let at = self.range.0 + (word(&bytes, STR) & 0xffff_ffff);
+        let at = self.range.0.checked_add(word(&bytes, STR) & 0xffff_ffff)?;
         let mut name = self.name(at)?;
         if flags & EXTRA_STAR != 0 {
             name.remove(0);
@@ -149,7 +149,7 @@ impl<'a> Types<'a> {
             return None;
         }
         let mut name = vec![0; len];
-        memory.read(at + from, &mut name).ok()?;
+        memory.read(at.checked_add(from)?, &mut name).ok()?;
         String::from_utf8(name).ok()
     }
 
