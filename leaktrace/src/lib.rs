@@ -31,3 +31,5 @@ pub mod record;
 pub mod top;
 pub mod goroutines;
 pub mod why;
+#[cfg(any(test, fuzzing))]
+pub mod hostile;

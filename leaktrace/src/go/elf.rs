@@ -140,6 +140,12 @@ impl Elf {
         Ok(elf)
     }
 
+    /// The whole file.
+    #[cfg(any(test, fuzzing))]
+    pub(super) fn image(&self) -> Bytes {
+        self.data.clone()
+    }
+
     fn relocation_table(&self, address: u64, size: u64) -> Option<(u64, u64)> {
         let entries = self.read(address, size.min(1 << 16))?;
         let value = |tag| {

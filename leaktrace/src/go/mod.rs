@@ -23,7 +23,7 @@ mod data;
 mod stack_map;
 mod runtime_types;
 mod table;
-mod dwarf;
+pub(crate) mod dwarf;
 pub mod layout;
 
 use std::collections::HashMap;
@@ -181,6 +181,18 @@ impl GoBinary {
             found: Mutex::default(),
             layout: OnceLock::new(),
         }))
+    }
+
+    /// The same file, read once more.
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn again(&self) -> Result<Option<GoBinary>, GoError> {
+        GoBinary::parse(self.image())
+    }
+
+    /// The file.
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn image(&self) -> Bytes {
+        self.elf.image()
     }
 
     /// The release that built it.

@@ -13,7 +13,7 @@ pub(super) const MAX_NAME: usize = 16 << 10;
 
 /// The name of a function of Rust or C++ as it stands in the source; any other as it is, cut to
 /// [`MAX_NAME`].
-pub(super) fn demangled(name: &str) -> String {
+pub(crate) fn demangled(name: &str) -> String {
     let whole = (name.len() <= MAX_NAME).then_some(name);
     let shown = whole.and_then(|name| rust(name).or_else(|| cpp(name)));
     shown.unwrap_or_else(|| cut(name).to_owned())

@@ -10,7 +10,7 @@
 mod file;
 mod debug_dir;
 mod debuginfod;
-mod demangle;
+pub(crate) mod demangle;
 mod native;
 mod module;
 mod table;
@@ -76,6 +76,17 @@ pub struct Frame {
     /// Why there is no function.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+}
+
+/// Bytes of the frames of one batch, at most: a file can have names of any length, and as many as it likes
+/// inlined into each other at one address. A hundred thousand usual frames take a tenth of it.
+const MAX_NAMES: usize = 256 << 20;
+
+/// Bytes that a frame takes.
+fn bytes_of(frame: &Frame) -> usize {
+    let texts = [&frame.function, &frame.file, &frame.build_id, &frame.reason];
+    let texts = texts.into_iter().flatten().map(String::len);
+    size_of::<Frame>() + frame.module.len() + texts.sum::<usize>()
 }
 
 /// Gives a path under which a module's file can be opened now, e.g. in `/proc/PID/map_files`.
@@ -173,6 +184,7 @@ impl<'a> Symbolizer<'a> {
                 }
             }
         }
+        let mut room = MAX_NAMES;
         for (index, places) in by_module {
             let Some(module) = self.modules.get(index) else {
                 continue;
@@ -184,7 +196,23 @@ impl<'a> Symbolizer<'a> {
                 self.debuginfod.as_ref(),
             );
             for (index, place) in places {
-                frames[index] = symbols.frames(module, &place);
+                let named = symbols.frames(module, &place);
+                let taken = named.iter().map(bytes_of).sum();
+                match room.checked_sub(taken) {
+                    Some(left) => {
+                        (room, frames[index]) = (left, named);
+                    }
+                    None => frames[index].push(Frame {
+                        module: module.path.clone(),
+                        build_id: module.build_id.clone(),
+                        offset: place.offset,
+                        reason: Some(format!(
+                            "the names of all addresses take more than {} MiB",
+                            MAX_NAMES >> 20
+                        )),
+                        ..Frame::default()
+                    }),
+                }
             }
         }
         frames

@@ -11,7 +11,7 @@ pub mod maps;
 mod memory;
 mod proc_file;
 mod sampler_switch;
-mod smaps;
+pub(crate) mod smaps;
 mod usage;
 
 use std::{

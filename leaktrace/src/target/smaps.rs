@@ -65,7 +65,7 @@ pub(super) fn read(file: File, within: Duration) -> Result<Vec<Resident>, SmapsE
 }
 
 /// Calls `go_on` at each mapping.
-fn parse(
+pub(crate) fn parse(
     mut lines: impl BufRead,
     go_on: impl Fn() -> Result<(), SmapsError>,
 ) -> Result<Vec<Resident>, SmapsError> {
