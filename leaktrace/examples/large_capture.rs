@@ -107,6 +107,7 @@ fn header() -> Header {
             runtime: "go1.27.3".into(),
             go: Some(go),
             start_ticks: 1,
+            ..Target::default()
         }),
         ..Header::default()
     }

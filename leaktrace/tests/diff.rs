@@ -23,6 +23,8 @@ fn report(start_s: u64, sites: Vec<SiteReport>) -> Report {
             build_id: Some("c0ffee".into()),
             start_ticks: 1234,
             boot_unix_s: 1_790_000_000,
+            cgroup: None,
+            container_id: None,
             runtime: "go1.27.3".into(),
             go: None,
         },

@@ -81,6 +81,8 @@ fn header() -> Header {
         runtime: "go1.27.3".into(),
         go: Some(go),
         start_ticks: 1,
+        cgroup: format!("/system.slice/docker-{}.scope", "ab".repeat(32)),
+        container_id: "ab".repeat(32),
     };
     Header {
         tool_version: "0.1.0".into(),

@@ -27,6 +27,8 @@ pub(super) fn target(capture: &Capture) -> TargetReport {
         pid: target.pid,
         comm: target.comm,
         exe: target.exe,
+        cgroup: Some(target.cgroup).filter(|path| !path.is_empty()),
+        container_id: Some(target.container_id).filter(|id| !id.is_empty()),
         runtime: target.runtime,
         go: target.go.map(|go| GoReport {
             version: go.version,

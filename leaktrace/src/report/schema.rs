@@ -80,6 +80,12 @@ pub struct TargetReport {
     /// Wall clock when the machine was started, in seconds since 1970, as far as clocks were not set since.
     #[serde(default)]
     pub boot_unix_s: u64,
+    /// Path of its control group; absent if it could not be read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cgroup: Option<String>,
+    /// Id of its container, 64 hexadecimal digits; absent if its control group names none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub container_id: Option<String>,
     /// `go1.27.3` or `native`.
     pub runtime: String,
     /// Go targets only.

@@ -106,6 +106,14 @@ impl Page {
             let pie = if go.pie { ", position independent" } else { "" };
             self.prose("", &format!("Go program{stripped}{pie}; {sampler}"));
         }
+        match (&target.container_id, &target.cgroup) {
+            (Some(id), _) => self.line(&format!("container {}", escape(id))),
+            (None, Some(path)) if path != "/" => {
+                let path = self.fit(&format!("cgroup {}", escape(path)), self.options.width);
+                self.line(&path);
+            }
+            _ => {}
+        }
         if let Some(malloc) = report.malloc.as_ref().and_then(in_windows) {
             self.prose("", &malloc);
         }

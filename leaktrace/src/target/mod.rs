@@ -6,6 +6,7 @@
 //! process found first (a pidfd, its `/proc` directory, its own inodes), so that a reused PID or a
 //! replaced file is never mistaken for the target.
 
+mod cgroup;
 mod image;
 pub mod maps;
 mod memory;
@@ -35,6 +36,7 @@ use crate::{
 };
 
 pub use self::{
+    cgroup::Cgroup,
     image::open_image,
     maps::{AddressMap, Module},
     memory::{Memory, MemoryError},
@@ -111,6 +113,8 @@ pub struct Target {
     pub comm: String,
     /// Path of the executable, as the target sees it.
     pub exe: String,
+    /// Its control group, and its container if it is in one.
+    pub cgroup: Cgroup,
     /// Start of the process in clock ticks since boot: tells a reused PID.
     pub start_ticks: u64,
     /// Lowest address the program break can have.
@@ -199,6 +203,7 @@ impl Target {
             pid,
             comm: stat.comm,
             exe: exe.to_string_lossy().into_owned(),
+            cgroup: Cgroup::of(&process),
             start_ticks: stat.starttime,
             start_brk: stat.start_brk.filter(|&address| address != 0),
             linked: Linked::of(&image),
@@ -362,6 +367,8 @@ impl Target {
                 sampler_switch: None,
             }),
             start_ticks: self.start_ticks,
+            cgroup: self.cgroup.path.clone().unwrap_or_default(),
+            container_id: self.cgroup.container_id.clone().unwrap_or_default(),
         }
     }
 
