@@ -20,6 +20,7 @@ mod bench;
 mod services;
 mod tidy;
 mod go_layouts;
+mod fuzz;
 
 use std::process::ExitCode;
 
@@ -93,6 +94,15 @@ enum Chore {
     },
     /// Hold the architecture's invariants by reading the sources.
     Tidy,
+    /// Try hostile bytes on everything that reads them, with what is known to be worth trying
+    /// (docs/hostile-input.md).
+    Fuzz {
+        /// Which of `fuzz/fuzz_targets`; each if none is named.
+        target: Option<String>,
+        /// How long each is run, in seconds.
+        #[arg(long, default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..))]
+        seconds: u64,
+    },
     /// Measure the Go runtime's types anew, in every known release.
     GoLayouts,
 }
@@ -130,6 +140,10 @@ fn run(arguments: &Arguments) -> Result<()> {
         Chore::Man => man::make(),
         Chore::Simulate { seeds } => checks::simulate(seeds),
         Chore::Tidy => tidy::run(),
+        Chore::Fuzz {
+            ref target,
+            seconds,
+        } => fuzz::fuzz(target.as_deref(), seconds),
         Chore::GoLayouts => go_layouts::run(),
     }
 }
