@@ -4,7 +4,19 @@
 //! `LEAKTRACE_GO_VERSIONS`, a list with commas, says for which releases; without it the two that
 //! `cargo xtask test` builds.
 
+use std::{
+    fs,
+    os::unix::fs::FileExt as _,
+    sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    thread,
+    time::{Duration, Instant},
+};
+
 use leaktrace_tests::{Service, run};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use serde_json::Value;
 
 const EACH: u64 = 64;
@@ -330,4 +342,88 @@ fn what_cannot_be_done_is_refused() {
     let native = Service::start_at("/bin/sleep".as_ref(), ["1000"]);
     let output = run(["why", "-p", &native.pid().to_string()]);
     assert_eq!(output.status.code(), Some(6));
+}
+
+/// Words of a stopped process's variables and heap, written over and over from outside: numbers, addresses of
+/// its own memory, the ends of the address space.
+fn scribble(pid: i32, until: &AtomicBool, rounds: &AtomicU64) {
+    let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
+    let ranges: Vec<(u64, u64)> = maps
+        .lines()
+        .filter(|line| line.contains(" rw-p ") && !line.contains("[stack]"))
+        .filter_map(|line| {
+            let (start, end) = line.split_once(' ')?.0.split_once('-')?;
+            let address = |text| u64::from_str_radix(text, 16).ok();
+            Some((address(start)?, address(end)?))
+        })
+        .collect();
+    let path = format!("/proc/{pid}/mem");
+    let memory = fs::OpenOptions::new().write(true).open(path).unwrap();
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut random = move || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state
+    };
+    while !until.load(Relaxed) {
+        let mut place = || {
+            let (start, end) = ranges[random() as usize % ranges.len()];
+            // What the runtime keeps is at the beginning of its mappings.
+            let within = (end - start).min(1 << [12, 16, 20, 47][random() as usize % 4]);
+            (start + random() % within) & !7
+        };
+        let (at, to) = (place(), place());
+        let word = match random() % 4 {
+            0 => random() % 4096,
+            1 => u64::MAX - random() % 4096,
+            2 => random(),
+            _ => to,
+        };
+        // Memory that was given back meanwhile is none.
+        let _ = memory.write_all_at(&word.to_le_bytes(), at);
+        rounds.fetch_add(1, Relaxed);
+    }
+}
+
+/// A process that rewrites its memory while it is read. It is stopped and rewritten from outside, so that it
+/// lives: there is an answer or one line of error, and neither a panic nor an end of the memory.
+#[test]
+fn memory_that_is_rewritten_meanwhile() {
+    let mut service = Service::start("reload-1.27.3", [""; 0]);
+    service.line();
+    let pid = service.pid();
+    kill(Pid::from_raw(pid), Signal::SIGSTOP).unwrap();
+    let (until, rounds) = (AtomicBool::new(false), AtomicU64::new(0));
+    let started = Instant::now();
+    thread::scope(|scope| {
+        scope.spawn(|| scribble(pid, &until, &rounds));
+        let mut before = 0;
+        for _ in 0..5 {
+            for command in [
+                &["goroutines"][..],
+                &["why"],
+                &["why", "--heap"],
+                &["check"],
+            ] {
+                let pid = pid.to_string();
+                let output = run(command.iter().copied().chain(["-p", &pid]));
+                let stderr = String::from_utf8_lossy(&output.stderr);
+                let code = output.status.code();
+                assert!(
+                    matches!(code, Some(0 | 1 | 6)),
+                    "{command:?}: {code:?} {stderr}"
+                );
+                assert!(!stderr.contains("panicked"), "{command:?}: {stderr}");
+                let says = stderr.lines().count();
+                assert!(code == Some(0) || says == 1, "{command:?}: {stderr}");
+                let now = rounds.load(Relaxed);
+                assert!(now > before, "nothing was written");
+                before = now;
+            }
+        }
+        until.store(true, Relaxed);
+    });
+    assert!(started.elapsed() < Duration::from_secs(120));
+    kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
 }
