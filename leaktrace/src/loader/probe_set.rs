@@ -28,12 +28,18 @@ use super::{LoadError, Loaded, OBJECT, check_code};
 use crate::{plan::Uprobe, target::Target};
 
 /// Of `enum bpf_cmd`, `bpf_prog_type` and `bpf_attach_type` (uapi/linux/bpf.h).
+const BPF_MAP_CREATE: libc::c_long = 0;
 const BPF_PROG_LOAD: libc::c_long = 5;
 const BPF_LINK_CREATE: libc::c_long = 28;
+const BPF_MAP_TYPE_PROG_ARRAY: u32 = 3;
 const BPF_PROG_TYPE_KPROBE: u32 = 2;
 const BPF_TRACE_UPROBE_MULTI: u32 = 48;
 /// A flag of such a link: the probes are uretprobes.
 const BPF_F_UPROBE_MULTI_RETURN: u32 = 1;
+
+/// The map that keeps our programs on the stack of their thread (leaktrace-ebpf/src/private_stack.rs). One serves
+/// programs for one kind of link only.
+const NO_PRIVATE_STACK: &str = "NO_PRIVATE_STACK";
 
 /// The program whose probes are uretprobes.
 const AT_RETURN: &str = "malloc_returned";
@@ -54,6 +60,16 @@ struct ProgramAttr {
     prog_name: [u8; 16],
     prog_ifindex: u32,
     expected_attach_type: u32,
+}
+
+/// The same for `BPF_MAP_CREATE`.
+#[repr(C)]
+struct MapAttr {
+    map_type: u32,
+    key_size: u32,
+    value_size: u32,
+    max_entries: u32,
+    map_flags: u32,
 }
 
 /// The same for `BPF_LINK_CREATE` of such a link.
@@ -80,6 +96,8 @@ pub struct ProbeSet {
     instructions: HashMap<String, Vec<bpf_insn>>,
     groups: Vec<Group>,
     probes: Vec<Uprobe>,
+    /// Its number is in the instructions.
+    _no_private_stack: OwnedFd,
 }
 
 /// Those of one program in one file.
@@ -110,8 +128,12 @@ impl ProbeSet {
         let sections = object.functions.keys().map(|(section, _)| *section);
         let sections = sections.collect();
         let described = std::mem::take(&mut object.maps);
+        let no_private_stack = empty_program_array()?;
         let maps = described.iter().map(|(name, described)| {
-            let fd = ebpf.map(name).and_then(fd);
+            let fd = match name.as_str() {
+                NO_PRIVATE_STACK => Some(no_private_stack.as_fd()),
+                name => ebpf.map(name).and_then(fd),
+            };
             let fd = fd
                 .ok_or_else(|| LoadError::other("find a map in the BPF object", name.to_owned()))?;
             Ok((name.as_str(), fd.as_raw_fd(), described))
@@ -132,6 +154,7 @@ impl ProbeSet {
             instructions: programs.collect(),
             groups: Vec::new(),
             probes: Vec::new(),
+            _no_private_stack: no_private_stack,
         })
     }
 
@@ -297,6 +320,18 @@ fn fd(map: &Map) -> Option<BorrowedFd<'_>> {
     Some(data.fd().as_fd())
 }
 
+fn empty_program_array() -> Result<OwnedFd, LoadError> {
+    let attr = MapAttr {
+        map_type: BPF_MAP_TYPE_PROG_ARRAY,
+        key_size: 4,
+        value_size: 4,
+        max_entries: 1,
+        map_flags: 0,
+    };
+    // SAFETY: `attr` is the start of `union bpf_attr`, without pointers.
+    unsafe { bpf(BPF_MAP_CREATE, &attr) }.map_err(|error| LoadError::other("make a BPF map", error))
+}
+
 /// `bpf(2)` for a command that gives a file descriptor.
 ///
 /// # Safety
@@ -310,4 +345,41 @@ unsafe fn bpf<T>(command: libc::c_long, attr: &T) -> io::Result<OwnedFd> {
     }
     // SAFETY: the kernel has just given it to us, and nobody else has it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+#[cfg(test)]
+mod tests {
+    use aya_obj::ProgramSection;
+
+    use super::*;
+
+    /// `BPF_JMP | BPF_CALL`, and the number of the helper `bpf_tail_call`.
+    const CALL: u8 = 0x85;
+    const TAIL_CALL: i32 = 12;
+
+    /// One without a tail call may be given a stack that it shares with another thread
+    /// (leaktrace-ebpf/src/private_stack.rs).
+    #[test]
+    fn uprobe_programs_keep_the_stack_of_their_thread() {
+        let mut object = Object::parse(OBJECT).unwrap();
+        let sections = object.functions.keys().map(|(section, _)| *section);
+        let sections = sections.collect();
+        object.relocate_calls(&sections).unwrap();
+        let mut seen = 0;
+        for (name, program) in &object.programs {
+            let is_uprobe = matches!(
+                program.section,
+                ProgramSection::UProbe { .. } | ProgramSection::URetProbe { .. }
+            );
+            let function = &object.functions[&program.function_key()];
+            let mut instructions = function.instructions.iter();
+            let calls = instructions.any(|instruction| {
+                (instruction.code, instruction.imm) == (CALL, TAIL_CALL)
+                    && instruction.src_reg() == 0
+            });
+            assert_eq!(calls, is_uprobe, "{name}");
+            seen += u32::from(is_uprobe);
+        }
+        assert!(seen >= 13, "{seen}");
+    }
 }
