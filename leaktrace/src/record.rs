@@ -313,6 +313,8 @@ struct Session<'a> {
     forks: Option<Forks>,
     memory: MemoryReader<'a>,
     goroutines: Option<Goroutines<'a>>,
+    /// Their probes have not been taken away.
+    counts_goroutines: bool,
     late_objects: Option<LateObjects>,
     code: Code,
     unwind: (Unwind, UnwindMaps),
@@ -351,7 +353,9 @@ impl Session<'_> {
                 true => Purpose::Last(self.drain.live_samples()?),
                 false => Purpose::Interval,
             };
-            goroutines.creations(&mut interval, self.drain.creations()?);
+            if self.counts_goroutines {
+                goroutines.creations(&mut interval, self.drain.creations()?);
+            }
             goroutines.interval(&mut interval, monotonic_ns(), &purpose);
         }
         interval.probe_costs = self
@@ -400,6 +404,8 @@ impl Session<'_> {
         self.interval(recorder, false)?;
         let is_gone = |program: &str| Family::of(program).is_some_and(|of| of.0 == gone.family);
         self.detaching.push(loaded.detach(is_gone));
+        // They go one after the other: what is counted meanwhile does not add up.
+        self.counts_goroutines &= gone.family != Family::Goroutine;
         Ok(())
     }
 

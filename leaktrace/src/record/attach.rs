@@ -122,6 +122,7 @@ pub(super) fn attach<'a>(
         forks,
         memory: MemoryReader::new(target),
         goroutines,
+        counts_goroutines: true,
         late_objects: plan
             .watches_objects
             .then(|| LateObjects::new(target, &mut modules)),
