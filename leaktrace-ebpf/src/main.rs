@@ -34,11 +34,12 @@ mod free;
 mod native;
 
 use aya_ebpf::{
-    EbpfContext,
     macros::{tracepoint, uprobe},
     programs::{ProbeContext, TracePointContext},
 };
 use aya_log_ebpf::warn;
+
+use private_stack::Context;
 
 #[tracepoint]
 fn enter_mmap(ctx: TracePointContext) -> u32 {
@@ -98,78 +99,61 @@ fn new_task(ctx: TracePointContext) -> u32 {
 /// `runtime.setprofilebucket`: the Go sampler took an object.
 #[uprobe]
 fn go_sample(ctx: ProbeContext) -> u32 {
-    probe(&ctx, go::try_sample)
+    entry(&ctx, go::try_sample)
 }
 
 /// `runtime.freeSpecial`: a sampled object of the Go heap dies.
 #[uprobe]
 fn go_free(ctx: ProbeContext) -> u32 {
-    probe(&ctx, go::try_free)
+    entry(&ctx, go::try_free)
 }
 
 /// `runtime.gcMarkTermination`: a garbage collection has finished marking.
 #[uprobe]
 fn go_gc(ctx: ProbeContext) -> u32 {
-    probe(&ctx, |_| go::try_gc())
+    entry(&ctx, |_| go::try_gc())
 }
 
 /// In `runtime.(*mcache).nextFree`: an allocation got a fresh span.
 #[uprobe]
 fn go_refill(ctx: ProbeContext) -> u32 {
-    probe(&ctx, refill::try_refill)
+    entry(&ctx, refill::try_refill)
 }
 
 /// In `runtime.(*mcache).allocLarge`: an object got a span of its own.
 #[uprobe]
 fn go_large(ctx: ProbeContext) -> u32 {
-    probe(&ctx, refill::try_large)
+    entry(&ctx, refill::try_large)
 }
 
 /// `runtime.newproc1`: a goroutine is made.
 #[uprobe]
 fn go_created(ctx: ProbeContext) -> u32 {
-    probe(&ctx, go::try_created)
+    entry(&ctx, go::try_created)
 }
 
 /// `runtime.gdestroy` or, before Go 1.22, `runtime.goexit0`: a goroutine ends.
 #[uprobe]
 fn go_exited(ctx: ProbeContext) -> u32 {
-    probe(&ctx, go::try_exited)
+    entry(&ctx, go::try_exited)
 }
 
 /// Runs `body` if the current process is the target.
 #[inline(always)]
-fn entry<C: EbpfContext>(ctx: &C, body: impl FnOnce(&C) -> Result<(), loss::Loss>) -> u32 {
+fn entry<C: Context>(ctx: &C, body: impl FnOnce(&C) -> Result<(), loss::Loss>) -> u32 {
     run(ctx, filter::is_target(), body)
-}
-
-/// The same for a uprobe.
-#[inline(always)]
-fn probe<C: EbpfContext>(ctx: &C, body: impl FnOnce(&C) -> Result<(), loss::Loss>) -> u32 {
-    private_stack::refuse(ctx);
-    entry(ctx, body)
 }
 
 /// The same if it is the target or another process that is followed.
 #[inline(always)]
-fn followed<C: EbpfContext>(ctx: &C, body: impl FnOnce(&C) -> Result<(), loss::Loss>) -> u32 {
+fn followed<C: Context>(ctx: &C, body: impl FnOnce(&C) -> Result<(), loss::Loss>) -> u32 {
     run(ctx, filter::is_followed(), body)
-}
-
-/// The same for a uprobe.
-#[inline(always)]
-fn followed_probe<C: EbpfContext>(ctx: &C, body: impl FnOnce(&C) -> Result<(), loss::Loss>) -> u32 {
-    private_stack::refuse(ctx);
-    followed(ctx, body)
 }
 
 /// The log is for diagnosis: unless user space asks for it the kernel drops that code at load time.
 #[inline(always)]
-fn run<C: EbpfContext>(
-    ctx: &C,
-    is_ours: bool,
-    body: impl FnOnce(&C) -> Result<(), loss::Loss>,
-) -> u32 {
+fn run<C: Context>(ctx: &C, is_ours: bool, body: impl FnOnce(&C) -> Result<(), loss::Loss>) -> u32 {
+    ctx.keep_stack();
     if is_ours && let Err(cause) = body(ctx) {
         loss::count(cause);
         warn!(ctx, "lost an event, cause {}", cause as u32);

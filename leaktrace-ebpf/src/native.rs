@@ -5,42 +5,42 @@ use aya_ebpf::{
     programs::{ProbeContext, RetProbeContext, TracePointContext},
 };
 
-use crate::{followed, followed_probe, free, malloc, thread};
+use crate::{followed, free, malloc, thread};
 
 /// A native allocator's function begins.
 #[uprobe]
 fn malloc_enter(ctx: ProbeContext) -> u32 {
-    followed_probe(&ctx, malloc::try_enter)
+    followed(&ctx, malloc::try_enter)
 }
 
 /// It has returned.
 #[uretprobe]
 fn malloc_returned(ctx: RetProbeContext) -> u32 {
-    followed_probe(&ctx, malloc::try_returned)
+    followed(&ctx, malloc::try_returned)
 }
 
 /// It returns: on one of its `ret` instructions.
 #[uprobe]
 fn malloc_return(ctx: ProbeContext) -> u32 {
-    followed_probe(&ctx, malloc::try_return)
+    followed(&ctx, malloc::try_return)
 }
 
 /// It lets `memset` return the block.
 #[uprobe]
 fn malloc_fill(ctx: ProbeContext) -> u32 {
-    followed_probe(&ctx, malloc::try_fill)
+    followed(&ctx, malloc::try_fill)
 }
 
 /// `free` and its like begin.
 #[uprobe]
 fn malloc_free(ctx: ProbeContext) -> u32 {
-    followed_probe(&ctx, free::try_free)
+    followed(&ctx, free::try_free)
 }
 
 /// `__cxa_allocate_exception`: an allocator is about to throw, if the thread is in one.
 #[uprobe]
 fn malloc_throw(ctx: ProbeContext) -> u32 {
-    followed_probe(&ctx, |_| thread::try_throw())
+    followed(&ctx, |_| thread::try_throw())
 }
 
 /// `sched:sched_process_exit`: a thread of the target ends.

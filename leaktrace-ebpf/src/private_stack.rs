@@ -6,15 +6,46 @@
 //! where the kernel preempts its own code. Then two threads write to one stack, and the kernel reads pointers
 //! that are none: it crashed so on Linux 7.3. A program with a tail call keeps the stack of the thread.
 
-use aya_ebpf::{EbpfContext, bindings::pt_regs, macros::map, maps::ProgramArray};
+use aya_ebpf::{
+    EbpfContext,
+    bindings::pt_regs,
+    macros::map,
+    maps::ProgramArray,
+    programs::{ProbeContext, RetProbeContext, TracePointContext},
+};
 
 /// Always empty: the call that is never made leads nowhere.
 #[map]
 static NO_PRIVATE_STACK: ProgramArray = ProgramArray::with_max_entries(1, 0);
 
-/// Each uprobe program has to have this once.
+/// What one of our programs is called with.
+pub trait Context: EbpfContext {
+    /// Sees to it that the program runs on the stack of its thread.
+    fn keep_stack(&self);
+}
+
+/// Nothing preempts these.
+impl Context for TracePointContext {
+    #[inline(always)]
+    fn keep_stack(&self) {}
+}
+
+impl Context for ProbeContext {
+    #[inline(always)]
+    fn keep_stack(&self) {
+        refuse(self);
+    }
+}
+
+impl Context for RetProbeContext {
+    #[inline(always)]
+    fn keep_stack(&self) {
+        refuse(self);
+    }
+}
+
 #[inline(always)]
-pub fn refuse<C: EbpfContext>(ctx: &C) {
+fn refuse<C: EbpfContext>(ctx: &C) {
     // SAFETY: the context of a uprobe program is the target's registers.
     let regs = unsafe { &*ctx.as_ptr().cast::<pt_regs>() };
     // No instruction is there, which the verifier does not know.
