@@ -148,6 +148,11 @@ impl Account {
         self.shares.values().sum()
     }
 
+    /// Whether a family's probes were not given up.
+    pub fn has(&self, family: Family) -> bool {
+        !self.gone.contains(&family)
+    }
+
     /// Takes an interval of that length into account, in which the target used `cpu` of processor time. Gives
     /// the family that costs most if all together are above the budget; it does not count any more then.
     pub fn observe(
@@ -165,7 +170,7 @@ impl Account {
         let share_of = |cost: &Cost| cost.time.as_secs_f64() / seconds / busy;
         for (&family, cost) in seen {
             // It takes a while until probes are gone.
-            if !self.gone.contains(&family) {
+            if self.has(family) {
                 let share = self.shares.entry(family).or_default();
                 *share += (share_of(cost) - *share) * weight;
             }

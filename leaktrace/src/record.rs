@@ -313,8 +313,6 @@ struct Session<'a> {
     forks: Option<Forks>,
     memory: MemoryReader<'a>,
     goroutines: Option<Goroutines<'a>>,
-    /// Their probes have not been taken away.
-    counts_goroutines: bool,
     late_objects: Option<LateObjects>,
     code: Code,
     unwind: (Unwind, UnwindMaps),
@@ -353,15 +351,16 @@ impl Session<'_> {
                 true => Purpose::Last(self.drain.live_samples()?),
                 false => Purpose::Interval,
             };
-            if self.counts_goroutines {
+            // While probes go, one after the other, what they count does not add up.
+            let overhead = self.overhead.as_ref();
+            if overhead.is_none_or(|overhead| overhead.has(Family::Goroutine)) {
                 goroutines.creations(&mut interval, self.drain.creations()?);
             }
             goroutines.interval(&mut interval, monotonic_ns(), &purpose);
         }
-        interval.probe_costs = self
-            .overhead
-            .as_ref()
-            .map_or_else(Vec::new, Overhead::costs);
+        if let Some(overhead) = &mut self.overhead {
+            interval.probe_costs = overhead.read();
+        }
         if self.code.take(&mut interval, self.target) {
             self.update_unwind()?;
         }
@@ -404,8 +403,6 @@ impl Session<'_> {
         self.interval(recorder, false)?;
         let is_gone = |program: &str| Family::of(program).is_some_and(|of| of.0 == gone.family);
         self.detaching.push(loaded.detach(is_gone));
-        // They go one after the other: what is counted meanwhile does not add up.
-        self.counts_goroutines &= gone.family != Family::Goroutine;
         Ok(())
     }
 

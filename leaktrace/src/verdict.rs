@@ -222,7 +222,7 @@ impl Old {
         died += unseen_old;
         // However many births and deaths were not seen: no more than live.
         let most = site.live_count.objects as f64;
-        let kept = (kept - unseen_old).clamp(0.0, most.max(0.0));
+        let kept = (kept - unseen_old).clamp(0.0, most);
         Self {
             horizon,
             horizon_s,

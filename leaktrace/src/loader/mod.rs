@@ -44,7 +44,7 @@ pub use self::{
     host::{Feature, check_host, features},
     log::KernelLog,
     probe_set::{Closing, OpenSet, ProbeSet},
-    run_stats::{RunCounter, Runs},
+    run_stats::{Counted, RunCounter, Runs},
     tracefs::ensure_tracefs,
     unwind::UnwindMaps,
     uretprobe::uretprobes_bear_seccomp,
@@ -400,7 +400,7 @@ impl Loaded {
     ///
     /// It cannot be attached.
     pub fn open_window(&mut self, probe: &Uprobe, target: &Target) -> Result<Window, LoadError> {
-        Ok(Window(Some(self.attach_uprobe(probe, target)?)))
+        self.attach_uprobe(probe, target).map(Window)
     }
 
     fn attach_uprobe(&mut self, probe: &Uprobe, target: &Target) -> Result<UProbeLink, LoadError> {
@@ -460,12 +460,12 @@ enum Attached {
 }
 
 /// A probe that is attached for a while.
-pub struct Window(Option<UProbeLink>);
+pub struct Window(UProbeLink);
 
 impl Window {
     /// Detaches the probe on a thread of its own: the kernel takes a tenth of a second for it.
-    pub fn close(mut self) -> JoinHandle<()> {
-        let link = self.0.take();
+    pub fn close(self) -> JoinHandle<()> {
+        let Self(link) = self;
         thread::spawn(move || drop(link))
     }
 }

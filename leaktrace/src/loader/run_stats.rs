@@ -50,31 +50,31 @@ impl Loaded {
     }
 }
 
-impl RunCounter {
-    /// The runs so far.
-    pub fn runs(&self) -> Runs {
-        let mut sum = Runs::default();
-        for (_, program) in &self.programs {
-            let runs = runs_of(program);
-            sum.count += runs.count;
-            sum.time += runs.time;
-        }
-        sum
-    }
+/// One reading of what the kernel has counted.
+#[derive(Clone, Debug, Default)]
+pub struct Counted {
+    /// The runs of all programs.
+    pub runs: Runs,
+    /// What the probes of each family have cost, as far as it is attached for good.
+    pub costs: BTreeMap<Family, Cost>,
+}
 
-    /// What the probes of each family have cost so far, as far as it is attached for good.
-    pub fn costs(&self) -> BTreeMap<Family, Cost> {
-        let mut costs = BTreeMap::<Family, Cost>::new();
+impl RunCounter {
+    /// What has been counted so far.
+    pub fn read(&self) -> Counted {
+        let mut counted = Counted::default();
         for (name, program) in &self.programs {
-            let Some((family, before)) = Family::of(name) else {
-                continue;
-            };
             let runs = runs_of(program);
-            let cost = costs.entry(family).or_default();
-            cost.hits += runs.count;
-            cost.time += runs.time + Duration::from_nanos(before.as_nanos() as u64 * runs.count);
+            counted.runs.count += runs.count;
+            counted.runs.time += runs.time;
+            if let Some((family, before)) = Family::of(name) {
+                let cost = counted.costs.entry(family).or_default();
+                cost.hits += runs.count;
+                cost.time +=
+                    runs.time + Duration::from_nanos(before.as_nanos() as u64 * runs.count);
+            }
         }
-        costs
+        counted
     }
 }
 

@@ -122,7 +122,6 @@ pub(super) fn attach<'a>(
         forks,
         memory: MemoryReader::new(target),
         goroutines,
-        counts_goroutines: true,
         late_objects: plan
             .watches_objects
             .then(|| LateObjects::new(target, &mut modules)),

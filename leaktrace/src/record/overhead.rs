@@ -9,7 +9,7 @@ use std::{
 use super::Options;
 use crate::{
     capture::schema::{Kind, Limit, ProbeCost},
-    loader::{LoadError, Loaded, RunCounter, Runs},
+    loader::{Counted, LoadError, Loaded, RunCounter, Runs},
     overhead::{Account, Cost, FLOOD, Family, TooDear, untraced_rate},
     report::human,
     target::Target,
@@ -33,6 +33,9 @@ pub(super) struct Overhead<'a> {
     account: Account,
     /// Families that were asked for in a way that has no bound.
     unbounded: Vec<Family>,
+    /// The last reading.
+    counted: Counted,
+    /// When the account was made up last, and what had been counted and used by then.
     before: BTreeMap<Family, Cost>,
     cpu: Duration,
     at: Instant,
@@ -56,26 +59,33 @@ impl<'a> Overhead<'a> {
             unbounded.push(Family::Malloc);
         }
         let counter = loaded.count_runs()?;
+        let counted = counter.read();
         Ok(Self {
             target,
             account: Account::new(budget(options)),
             unbounded,
-            before: counter.costs(),
+            before: counted.costs.clone(),
+            counted,
             counter,
             cpu: target.cpu_time(),
             at: Instant::now(),
         })
     }
 
-    /// Runs of our programs so far.
+    /// Runs of our programs up to the last reading.
     pub(super) fn runs(&self) -> Runs {
-        self.counter.runs()
+        self.counted.runs
     }
 
-    /// What each family has cost so far, as a capture has it.
-    pub(super) fn costs(&self) -> Vec<ProbeCost> {
-        let costs = self.counter.costs().into_iter();
-        let costs = costs.map(|(family, cost)| ProbeCost {
+    /// Whether a family's probes are still there.
+    pub(super) fn has(&self, family: Family) -> bool {
+        self.account.has(family)
+    }
+
+    /// Reads what each family has cost so far, as a capture has it.
+    pub(super) fn read(&mut self) -> Vec<ProbeCost> {
+        self.counted = self.counter.read();
+        let costs = self.counted.costs.iter().map(|(family, cost)| ProbeCost {
             family: family.name().to_owned(),
             hits: cost.hits,
             ns: cost.time.as_nanos() as u64,
@@ -89,9 +99,10 @@ impl<'a> Overhead<'a> {
         (budget - self.account.share()).max(budget / 2.0)
     }
 
-    /// An interval is over. Gives the family that has to go, if one has to.
+    /// An interval is over, at whose end the costs were read. Gives the family that has to go, if one has to.
     pub(super) fn look(&mut self) -> Option<TooDear> {
-        let (now, cpu, costs) = (Instant::now(), self.target.cpu_time(), self.counter.costs());
+        let (now, cpu) = (Instant::now(), self.target.cpu_time());
+        let costs = self.counted.costs.clone();
         let bounded = costs
             .iter()
             .filter(|(family, _)| !self.unbounded.contains(family));
@@ -147,7 +158,14 @@ pub(super) fn refuse_flood(
     target: &Target,
 ) -> Result<(), LoadError> {
     let counter = loaded.count_runs()?;
-    let of_family = || counter.costs().get(&family).copied().unwrap_or_default();
+    let of_family = || {
+        counter
+            .read()
+            .costs
+            .get(&family)
+            .copied()
+            .unwrap_or_default()
+    };
     let (at, cpu, before) = (Instant::now(), target.cpu_time(), of_family());
     thread::sleep(LOOK);
     let cost = of_family().since(before);
