@@ -73,6 +73,12 @@ fn thirty_runs_are_right_on_average_and_in_their_intervals() {
         assert_eq!(finished.code, Some(0), "{}", finished.stderr);
         let report = finished.report();
         assert_eq!(report["losses"], serde_json::json!({}));
+        // What --sample asks for has no bound.
+        assert!(
+            report["overhead"]["max_percent"].is_null(),
+            "{}",
+            report["overhead"]
+        );
         let mut estimates = estimates(&report, &truth);
         for (name, [_, alloc_bytes, _, free_bytes]) in truth {
             let truth = (alloc_bytes - free_bytes) as f64 / TIMES.len() as f64;

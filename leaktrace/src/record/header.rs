@@ -35,9 +35,6 @@ pub(super) fn header(
         probes: planning::probes(target, plan),
         limits: limits.chain(heap_profile.limits(target)).collect(),
         malloc,
-        max_overhead_percent: match options.force {
-            true => 0.0,
-            false => overhead::budget(options) * 100.0,
-        },
+        max_overhead_percent: overhead::bound(options, plan).unwrap_or(0.0) * 100.0,
     }
 }

@@ -11,6 +11,7 @@ use crate::{
     capture::schema::{Kind, Limit, ProbeCost},
     loader::{Counted, LoadError, Loaded, RunCounter, Runs},
     overhead::{Account, Cost, FLOOD, Family, TooDear, untraced_rate},
+    plan::Plan,
     report::human,
     target::Target,
 };
@@ -26,13 +27,28 @@ pub(super) fn budget(options: &Options) -> f64 {
     options.max_overhead.unwrap_or(MAX_OVERHEAD) / 100.0
 }
 
+/// Families that were asked for in a way that has no bound.
+fn unbounded(options: &Options) -> &'static [Family] {
+    match (options.force, options.sample, options.max_overhead) {
+        (true, ..) => &[Family::Vm, Family::Go, Family::Malloc, Family::Goroutine],
+        (false, Some(_), None) => &[Family::Malloc],
+        (false, ..) => &[],
+    }
+}
+
+/// Most that all probes together may cost, as a share; none if a family of this plan has no bound.
+pub(super) fn bound(options: &Options, plan: &Plan) -> Option<f64> {
+    let has = |family: &Family| *family != Family::Malloc || plan.malloc;
+    let is_bounded = !unbounded(options).iter().any(has);
+    is_bounded.then(|| budget(options))
+}
+
 /// What probes have cost so far, and whether that is within the budget.
 pub(super) struct Overhead<'a> {
     target: &'a Target,
     counter: RunCounter,
     account: Account,
-    /// Families that were asked for in a way that has no bound.
-    unbounded: Vec<Family>,
+    unbounded: &'static [Family],
     /// The last reading.
     counted: Counted,
     /// When the account was made up last, and what had been counted and used by then.
@@ -52,18 +68,12 @@ impl<'a> Overhead<'a> {
         target: &'a Target,
         loaded: &Loaded,
     ) -> Result<Self, LoadError> {
-        let mut unbounded = Vec::new();
-        if options.force {
-            unbounded.extend([Family::Malloc, Family::Goroutine, Family::Go, Family::Vm]);
-        } else if options.sample.is_some() && options.max_overhead.is_none() {
-            unbounded.push(Family::Malloc);
-        }
         let counter = loaded.count_runs()?;
         let counted = counter.read();
         Ok(Self {
             target,
             account: Account::new(budget(options)),
-            unbounded,
+            unbounded: unbounded(options),
             before: counted.costs.clone(),
             counted,
             counter,
