@@ -386,6 +386,15 @@ fn scribble(pid: i32, until: &AtomicBool, rounds: &AtomicU64) {
     }
 }
 
+/// Is set in the end.
+struct Set<'a>(&'a AtomicBool);
+
+impl Drop for Set<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Relaxed);
+    }
+}
+
 /// A process that rewrites its memory while it is read. It is stopped and rewritten from outside, so that it
 /// lives: there is an answer or one line of error, and neither a panic nor an end of the memory.
 #[test]
@@ -398,6 +407,8 @@ fn memory_that_is_rewritten_meanwhile() {
     let started = Instant::now();
     thread::scope(|scope| {
         scope.spawn(|| scribble(pid, &until, &rounds));
+        // Whatever fails here: the scope waits for the thread.
+        let _end = Set(&until);
         let mut before = 0;
         for _ in 0..5 {
             for command in [
@@ -422,7 +433,6 @@ fn memory_that_is_rewritten_meanwhile() {
                 before = now;
             }
         }
-        until.store(true, Relaxed);
     });
     assert!(started.elapsed() < Duration::from_secs(120));
     kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
