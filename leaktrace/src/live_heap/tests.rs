@@ -256,6 +256,69 @@ fn go_buckets_are_the_truth_and_probes_give_the_ages() {
     assert_eq!(heap.timeline.collections_survived(2, 2), 0);
 }
 
+/// Mappings are followed for two seconds of four, blocks to the end.
+#[test]
+fn a_kind_ends_where_it_was_not_followed_any_more() {
+    let last = |kind: Kind| vec![i32::from(kind)];
+    let intervals = (0..=4).map(|index| Interval {
+        sites: match index {
+            1 => vec![site(1, Kind::Mmap, 0), site(2, Kind::Malloc, 0)],
+            _ => vec![],
+        },
+        deltas: match index {
+            0 => vec![],
+            // Whatever a capture has of it later.
+            _ => vec![delta(1, (1, 4096), &[]), delta(2, (1, 64), &[])],
+        },
+        ended: match index {
+            2 => last(Kind::Mmap),
+            _ => vec![],
+        },
+        ..interval(index, 0)
+    });
+    let heap = LiveHeap::from_capture(&capture(intervals.collect()));
+    let sites = heap.merge(|part| part.site);
+    let [mapping, block] = sites.as_slice() else {
+        panic!("{sites:?}")
+    };
+    assert_eq!(mapping.live_series, [0.0, 4096.0, 8192.0]);
+    assert_eq!(block.live_series, [0.0, 64.0, 128.0, 192.0, 256.0]);
+    assert_eq!(heap.timeline_of(Kind::Mmap).times, [0.0, 1.0, 2.0]);
+    assert_eq!(heap.timeline_of(Kind::Malloc).duration_s(), 4.0);
+    assert!(!heap.has_all_of(Kind::Mmap) && heap.has_all_of(Kind::Malloc));
+}
+
+/// Of ten objects whose deaths the runtime counted, the probes saw two: how long objects live is not known.
+#[test]
+fn survival_is_not_told_where_most_deaths_were_not_seen() {
+    let heap = |frees: u64| {
+        let intervals = vec![
+            Interval {
+                sites: vec![site(1, Kind::GoHeap, 64)],
+                go_buckets: vec![bucket(1, 0, 0, 0)],
+                ..interval(0, 0)
+            },
+            Interval {
+                deltas: vec![delta(1, (20, 1280), &[])],
+                go_buckets: vec![bucket(1, 20, 0, 0)],
+                ..interval(1, 1)
+            },
+            Interval {
+                deltas: vec![delta(1, (0, 0), &[(1, 2, 128)])],
+                go_buckets: vec![bucket(1, 20, frees, 0)],
+                ..interval(2, 2)
+            },
+        ];
+        LiveHeap::from_capture(&capture(intervals))
+    };
+    let survival = |frees| {
+        let heap = heap(frees);
+        heap.merge(|part| part.site)[0].survival(&heap.timeline)
+    };
+    assert!(!survival(2).seconds.is_empty());
+    assert_eq!(survival(10), Survival::default());
+}
+
 /// A bucket that no probe spoke of still has births by interval.
 #[test]
 fn buckets_alone_give_births() {

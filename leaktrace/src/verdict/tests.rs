@@ -557,6 +557,37 @@ fn a_leak_gives_its_numbers() {
     }
 }
 
+/// Garbage whose births and deaths no probe sees but for the first seconds': there are no more survivors than
+/// there are live objects, and it is not accused.
+#[test]
+fn survivors_are_no_more_than_live() {
+    let mut random = Random::new(5);
+    let garbage = |random: &mut Random| 3.0 + random.unit();
+    let objects = allocate(&mut random, (0.0, 60.0), 8.0 * MIB, |_| 8.0 * MIB, garbage);
+    let mut capture = MINUTE.record(&objects, 256);
+    for interval in &mut capture.intervals {
+        if interval.t_ns > 8_000_000_000 {
+            interval.deltas.clear();
+        }
+    }
+    let heap = LiveHeap::from_capture(&capture);
+    let sites = heap.merge(|part| part.site);
+    let facts = Facts {
+        site: &sites[0],
+        timeline: &heap.timeline,
+        owner: Owner::Program,
+        older_s: 30.0,
+        lost_events: 0,
+        process_growth: ProcessGrowth::default(),
+    };
+    let live = sites[0].live_count.objects;
+    let kept = Old::of(&facts).kept;
+    assert!(live > 10 && kept <= live as f64, "{kept} of {live}");
+    let judgement = judge(&facts);
+    assert!(judgement.survival.seconds.is_empty());
+    assert_ne!(judgement.verdict, Leak, "{:?}", judgement.evidence);
+}
+
 #[test]
 fn nothing_at_all_is_unknown() {
     let capture = World {
