@@ -9,6 +9,7 @@ use std::{
     env,
     path::{Path, PathBuf},
     process::Command,
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -151,12 +152,9 @@ fn install_packages(scope: Scope) -> Result<()> {
         }
         // Whichever compiler is chosen, its linter has to be its twin.
         let is_system = find_compiler().is_none_or(|(_, rustc, _)| rustc.starts_with("/usr/bin"));
-        if is_system && has_candidates(&[CLIPPY_PACKAGE]) {
-            need(
-                Path::new("/usr/bin/cargo-clippy").is_file(),
-                CLIPPY_PACKAGE,
-                "it lints the kernel side",
-            );
+        let has_clippy = Path::new("/usr/bin/cargo-clippy").is_file();
+        if is_system && !has_clippy && has_candidates(&[CLIPPY_PACKAGE]) {
+            need(false, CLIPPY_PACKAGE, "it lints the kernel side");
         }
         for (package, file) in ALLOCATORS {
             need(
@@ -214,8 +212,7 @@ fn install_packages(scope: Scope) -> Result<()> {
     }
 
     say("apt-get installs them: up to 400 MB, about three minutes");
-    let mut update = as_root("apt-get");
-    run::run(update.args(["-qq", "update"]))?;
+    update_lists()?;
     let mut install = as_root("env");
     install.args([
         "DEBIAN_FRONTEND=noninteractive",
@@ -304,18 +301,30 @@ fn has_pip() -> bool {
     version.is_ok_and(|output| output.status.success())
 }
 
-/// Whether apt can install these packages. Its lists may be empty on a new machine: then it says yes,
-/// and it is apt-get that says what is wrong after it has fetched them.
+/// Fetches apt's lists of packages, once a run. Those of a new machine may be there and be older than the
+/// packages that are asked for.
+fn update_lists() -> Result<()> {
+    static IS_DONE: AtomicBool = AtomicBool::new(false);
+    if !IS_DONE.load(Relaxed) {
+        run::run(as_root("apt-get").args(["-qq", "update"]))?;
+        IS_DONE.store(true, Relaxed);
+    }
+    Ok(())
+}
+
+/// Whether apt can install these packages, by lists that are fetched for it. Where they can't be, those
+/// that are there are asked.
 fn has_candidates(packages: &[&str]) -> bool {
     if find("apt-get").is_none() {
         return false;
     }
-    let policy = |package: &str| run::output(Command::new("apt-cache").args(["policy", package]));
-    let has_lists = policy("bash").is_ok_and(|text| text.contains("http"));
-    !has_lists
-        || packages.iter().all(|package| {
-            policy(package).is_ok_and(|text| {
-                text.contains("Candidate: ") && !text.contains("Candidate: (none)")
-            })
-        })
+    if let Err(error) = update_lists() {
+        say(&format!(
+            "the lists of packages stay as they are: {error:#}"
+        ));
+    }
+    packages.iter().all(|package| {
+        run::output(Command::new("apt-cache").args(["policy", package]))
+            .is_ok_and(|text| text.contains("Candidate: ") && !text.contains("Candidate: (none)"))
+    })
 }
