@@ -8,7 +8,7 @@ use std::{path::PathBuf, time::Duration};
 use clap::{CommandFactory as _, Parser, Subcommand, ValueEnum};
 use leaktrace::{export, loader::MapSizes, plan::Families, record, report, verdict};
 
-use values::{duration, entries, interval, percent, ring_bytes, sample};
+use values::{duration, entries, interval, percent, ring_bytes, sample, size};
 pub(crate) use why::{Why, WhyFormat};
 
 /// Attach to a running process and name the allocations it never frees.
@@ -84,6 +84,13 @@ pub(crate) struct Record {
     /// of the process, runtime.MemProfileRate; nothing else ever writes to it.
     #[arg(long)]
     go_enable_heap_profile: bool,
+    /// Look at the end for what keeps the objects of leaks of a Go heap alive, as `why` does, into the capture;
+    /// the process is not stopped.
+    #[arg(long)]
+    retention: bool,
+    /// Memory that looking for it may take.
+    #[arg(long, value_name = "SIZE", default_value = "512MiB", value_parser = size, requires = "retention")]
+    max_memory: u64,
     /// Objects followed at one time; each takes about 100 bytes of kernel memory.
     #[arg(long, value_name = "N", default_value_t = MapSizes::default().live_objects, value_parser = entries())]
     live_objects: u32,
@@ -149,6 +156,7 @@ impl Record {
             },
             kernel_log: self.kernel_log,
             force: self.force,
+            retention: self.retention.then_some(self.max_memory),
         }
     }
 }
@@ -188,6 +196,7 @@ impl Top {
             sizes: MapSizes::default(),
             kernel_log: false,
             force: self.force,
+            retention: None,
         }
     }
 }

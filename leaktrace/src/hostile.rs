@@ -335,7 +335,7 @@ fn walk(memory: Memory, go: &GoTarget) {
     heap::samples(&heap);
     let all: u64 = heap.bytes().0;
     if let Ok(roots) = heap::Roots::find(&heap, go, &goroutines, &census, |_| false)
-        && let Ok(mark) = heap::Mark::new(&heap, [], &HashSet::new(), 256 << 20)
+        && let Ok(mark) = heap::Mark::new(&heap, [], &HashSet::new(), 256 << 20, &heap::Watch::default())
         // More than is there is not gone through here, but by a test of its own.
         && all < 1 << 24
     {

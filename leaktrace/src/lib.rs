@@ -23,6 +23,8 @@ pub mod symbolize;
 pub mod report;
 pub mod export;
 pub mod output;
+pub mod reading;
+mod stop_signals;
 pub mod sampling;
 pub mod windows;
 pub mod planning;

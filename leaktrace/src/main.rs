@@ -3,7 +3,6 @@
 mod args;
 mod exporting;
 mod generate;
-mod reading;
 mod talk;
 mod terminal;
 
@@ -18,6 +17,7 @@ use clap::Parser as _;
 use leaktrace::{
     check, goroutines,
     loader::LoadError,
+    reading::{read_capture, read_report, symbols},
     record,
     report::{self, Report, ReportOptions},
     target::{SwitchError, TargetError},
@@ -28,8 +28,7 @@ use leaktrace::{
 
 use crate::{
     args::{Args, Command, Format, WhyFormat},
-    reading::{read_capture, read_report, symbols},
-    talk::Talk,
+    talk::{LookProgress, Talk},
 };
 
 const DONE: u8 = 0;
@@ -208,7 +207,9 @@ fn look(args: &args::Goroutines) -> Result<u8> {
 }
 
 fn why(args: &args::Why) -> Result<u8> {
-    let why = why::why(&args.options())?;
+    let progress = LookProgress::new(false);
+    let why = why::why(&args.options(), |watch| progress.show(watch))?;
+    drop(progress);
     let mut out = io::stdout().lock();
     match args.format {
         WhyFormat::Text => report::why::write_text(&why, &mut out)?,

@@ -11,8 +11,7 @@ use std::{
     thread,
 };
 
-use anyhow::{Context as _, Result};
-use leaktrace::{
+use crate::{
     capture::{
         Capture, Limits, ReadError,
         schema::{Interval, Symbols},
@@ -21,6 +20,7 @@ use leaktrace::{
     report::{self, Report, ReportOptions},
     symbolize,
 };
+use anyhow::{Context as _, Result};
 
 /// Intervals that may wait to be put into the histories.
 const AHEAD: usize = 4;
@@ -30,11 +30,7 @@ const AHEAD: usize = 4;
 /// # Errors
 ///
 /// When the file cannot be read, or is none of ours.
-pub(crate) fn read_report(
-    path: &Path,
-    options: &ReportOptions,
-    debug_dirs: &[PathBuf],
-) -> Result<Report> {
+pub fn read_report(path: &Path, options: &ReportOptions, debug_dirs: &[PathBuf]) -> Result<Report> {
     let (capture, heap) =
         read_apart(open(path)?).with_context(|| format!("`{}`", path.display()))?;
     let symbols = symbols(&capture, debug_dirs);
@@ -46,13 +42,13 @@ pub(crate) fn read_report(
 /// # Errors
 ///
 /// As [`read_report`].
-pub(crate) fn read_capture(path: &Path) -> Result<Capture> {
+pub fn read_capture(path: &Path) -> Result<Capture> {
     Capture::read(open(path)?).with_context(|| format!("`{}`", path.display()))
 }
 
 /// The capture's own symbols; those that are looked up here and now if it was not closed, and so has
 /// none, or if there is debug information to look in.
-pub(crate) fn symbols<'a>(capture: &'a Capture, debug_dirs: &[PathBuf]) -> Cow<'a, Symbols> {
+pub fn symbols<'a>(capture: &'a Capture, debug_dirs: &[PathBuf]) -> Cow<'a, Symbols> {
     match &capture.symbols {
         Some(own) if debug_dirs.is_empty() => Cow::Borrowed(own),
         _ => Cow::Owned(symbolize::offline(capture, debug_dirs.iter().cloned())),
@@ -66,7 +62,11 @@ fn open(path: &Path) -> Result<BufReader<File>> {
 
 /// Reads a capture, and what its intervals have of each site into the sites' histories: on a thread of
 /// its own, and so that nothing of it is held twice.
-fn read_apart(input: impl Read) -> Result<(Capture, LiveHeap), ReadError> {
+///
+/// # Errors
+///
+/// As [`Capture::read`].
+pub fn read_apart(input: impl Read) -> Result<(Capture, LiveHeap), ReadError> {
     let (send, receive) = mpsc::sync_channel::<Interval>(AHEAD);
     thread::scope(|scope| {
         let histories = scope.spawn(move || {

@@ -5,6 +5,7 @@
 
 mod attach;
 mod code;
+mod ends;
 mod file;
 mod forks;
 mod header;
@@ -13,7 +14,7 @@ mod late_objects;
 mod malloc;
 mod overhead;
 mod recorder;
-mod stop;
+mod retention;
 mod unwind;
 
 use std::{
@@ -33,7 +34,7 @@ use tokio::{
 use crate::{
     capture::schema,
     drain::{Drain, Goroutines, Purpose},
-    inventory::MemoryReader,
+    inventory::{MemoryReader, goroutines::LiveSample},
     loader::{
         KernelLog, LoadError, Loaded, MapSizes, ProbeSet, UnwindMaps, check_host, ensure_tracefs,
     },
@@ -41,6 +42,7 @@ use crate::{
     plan::{Families, Plan, Uprobe},
     planning,
     sampling::OwnSampling,
+    stop_signals::StopSignals,
     target::{Target, maps::Modules},
     windows::MallocWindows,
 };
@@ -53,12 +55,8 @@ pub use self::{
     recorder::{Ending, Now, Recorder},
 };
 use self::{
-    forks::Forks,
-    heap_profile::HeapProfile,
-    late_objects::LateObjects,
-    overhead::Overhead,
-    stop::{Ends, StopSignals},
-    unwind::Unwind,
+    ends::Ends, forks::Forks, heap_profile::HeapProfile, late_objects::LateObjects,
+    overhead::Overhead, unwind::Unwind,
 };
 
 /// How often the ring buffer is emptied at least.
@@ -92,6 +90,8 @@ pub struct Options {
     pub kernel_log: bool,
     /// Trace what was asked for whatever it costs the target.
     pub force: bool,
+    /// Look at the end for what keeps the objects of leaks, in so many bytes of memory at most.
+    pub retention: Option<u64>,
 }
 
 /// Records until the window ends; `stop` ends it as a signal does.
@@ -192,7 +192,11 @@ async fn run_window(
         end
     });
     recorder.detached();
-    Ok(session.end(end, sampler_end))
+    let live_samples = match options.retention {
+        Some(_) => session.drain.live_samples()?,
+        None => Vec::new(),
+    };
+    Ok(session.end(end, sampler_end, live_samples))
 }
 
 /// Records intervals until the window ends.
@@ -443,7 +447,12 @@ impl Session<'_> {
             .collect()
     }
 
-    fn end(self, end: schema::End, sampler_end: schema::SamplerEnd) -> Ending {
+    fn end(
+        self,
+        end: schema::End,
+        sampler_end: schema::SamplerEnd,
+        live_samples: Vec<LiveSample>,
+    ) -> Ending {
         let mut losses = self.drain.losses();
         if let Some(goroutines) = &self.goroutines {
             losses.extend(goroutines.losses());
@@ -460,6 +469,7 @@ impl Session<'_> {
         Ending {
             code: self.code,
             close,
+            live_samples,
         }
     }
 }

@@ -11,6 +11,7 @@ use leaktrace::{
     record::{Progress, State},
     report::human,
     target::Target,
+    why::Watch,
 };
 
 /// Lines, and below them on a terminal one that tells where the recording stands.
@@ -18,19 +19,18 @@ pub(crate) struct Talk {
     quiet: bool,
     /// Hidden where stderr is not a terminal.
     live: ProgressBar,
+    /// The same for the search at the end.
+    look: LookProgress,
 }
 
 impl Talk {
     pub(crate) fn new(quiet: bool) -> Self {
-        let target = match quiet || !stderr().is_terminal() {
-            true => ProgressDrawTarget::hidden(),
-            false => ProgressDrawTarget::stderr(),
-        };
-        let live = ProgressBar::with_draw_target(None, target);
+        let live = ProgressBar::with_draw_target(None, draw_target(quiet));
         // Cut to the terminal's width, so that it is one line and can be taken away again.
         let style = ProgressStyle::with_template("{wide_msg}");
         live.set_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()));
-        Self { quiet, live }
+        let look = LookProgress::new(quiet);
+        Self { quiet, live, look }
     }
 
     /// A line of its own, above the one that changes.
@@ -69,6 +69,50 @@ impl Progress for Talk {
     fn symbolizing(&mut self) {
         self.live.finish_and_clear();
         self.say("detached, looking up symbols");
+    }
+
+    fn looking(&mut self, watch: &Watch) {
+        self.look.show(watch);
+    }
+}
+
+/// How far the search for what keeps objects alive has come: a line on stderr where that is a terminal.
+pub(crate) struct LookProgress(ProgressBar);
+
+impl LookProgress {
+    pub(crate) fn new(is_quiet: bool) -> Self {
+        let bar = ProgressBar::with_draw_target(None, draw_target(is_quiet));
+        let style = ProgressStyle::with_template("{wide_bar} {msg}");
+        bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+        Self(bar)
+    }
+
+    /// Draws where it stands.
+    pub(crate) fn show(&self, watch: &Watch) {
+        let (done, all) = watch.bytes();
+        self.0.set_length(all);
+        self.0.set_position(done);
+        self.0.set_message(match watch.is_stopped() {
+            true => "stopping".to_owned(),
+            false => format!(
+                "{} of {} looked at, Ctrl-C ends it",
+                human::bytes(done as f64),
+                human::bytes(all as f64)
+            ),
+        });
+    }
+}
+
+impl Drop for LookProgress {
+    fn drop(&mut self) {
+        self.0.finish_and_clear();
+    }
+}
+
+fn draw_target(is_quiet: bool) -> ProgressDrawTarget {
+    match is_quiet || !stderr().is_terminal() {
+        true => ProgressDrawTarget::hidden(),
+        false => ProgressDrawTarget::stderr(),
     }
 }
 

@@ -41,6 +41,7 @@ fn report(start_s: u64, sites: Vec<SiteReport>) -> Report {
         summary: Summary::default(),
         sites,
         goroutines: None,
+        retention: None,
         memory: MemoryReport::default(),
         losses: Default::default(),
         limits: Vec::new(),
@@ -109,6 +110,8 @@ fn site(function: &str, line: u32, from: u64, to: u64) -> SiteReport {
         allocator_frames: Vec::new(),
         stack_truncated: false,
         stack_incomplete: None,
+        retention: None,
+        capture_sites: Vec::new(),
     }
 }
 

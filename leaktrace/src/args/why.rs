@@ -56,6 +56,8 @@ impl Why {
             choice,
             sites: self.sites,
             max_memory: self.max_memory,
+            start_ticks: None,
+            sample_rate: None,
         }
     }
 }

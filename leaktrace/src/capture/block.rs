@@ -22,6 +22,8 @@ pub(super) const BLOCK_INTERVAL: u32 = 2;
 pub(super) const BLOCK_SYMBOLS: u32 = 3;
 /// `schema::Close`.
 pub(super) const BLOCK_CLOSE: u32 = 4;
+/// `schema::Retention`.
+pub(super) const BLOCK_RETENTION: u32 = 5;
 
 /// The fixed part of a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

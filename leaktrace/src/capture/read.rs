@@ -7,8 +7,8 @@ use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_f
 use thiserror::Error;
 
 use super::block::{
-    BLOCK_CLOSE, BLOCK_HEADER, BLOCK_INTERVAL, BLOCK_SYMBOLS, FORMAT_VERSION, FRAME_LEN, Frame,
-    MAGIC, PREAMBLE_LEN, checksum,
+    BLOCK_CLOSE, BLOCK_HEADER, BLOCK_INTERVAL, BLOCK_RETENTION, BLOCK_SYMBOLS, FORMAT_VERSION,
+    FRAME_LEN, Frame, MAGIC, PREAMBLE_LEN, checksum,
 };
 use super::coarsen::Joiner;
 use super::schema;
@@ -58,6 +58,8 @@ pub struct Capture {
     pub intervals_read: u64,
     /// The last block of symbols; none in a capture that was not closed.
     pub symbols: Option<schema::Symbols>,
+    /// What keeps objects alive, if that was asked for and found.
+    pub retention: Option<schema::Retention>,
     /// How the file ended.
     pub how_it_ended: Ended,
     /// What the reader passed over, in words.
@@ -72,6 +74,7 @@ impl Capture {
             intervals_read: intervals.len() as u64,
             intervals,
             symbols: None,
+            retention: None,
             how_it_ended: Ended::Closed(schema::Close::default()),
             notes: Vec::new(),
         }
@@ -187,6 +190,7 @@ impl Capture {
             intervals: Vec::new(),
             intervals_read: 0,
             symbols: None,
+            retention: None,
             how_it_ended: Ended::Truncated { at: blocks.at },
             notes: Vec::new(),
         };
@@ -259,6 +263,7 @@ impl Capture {
                 self.intervals_read += 1;
             }
             BLOCK_SYMBOLS => self.symbols = Some(blocks.decode(payload)?),
+            BLOCK_RETENTION => self.retention = Some(blocks.decode(payload)?),
             BLOCK_CLOSE => return Ok(Some(blocks.decode(payload)?)),
             unknown => {
                 *skipped += 1;

@@ -6,8 +6,8 @@ use prost::Message;
 use thiserror::Error;
 
 use super::block::{
-    BLOCK_CLOSE, BLOCK_HEADER, BLOCK_INTERVAL, BLOCK_SYMBOLS, FORMAT_VERSION, Frame, MAGIC,
-    checksum,
+    BLOCK_CLOSE, BLOCK_HEADER, BLOCK_INTERVAL, BLOCK_RETENTION, BLOCK_SYMBOLS, FORMAT_VERSION,
+    Frame, MAGIC, checksum,
 };
 use super::schema;
 
@@ -81,6 +81,11 @@ impl<W: Write> CaptureWriter<W> {
     /// Writes the symbols. When there are several symbol blocks, the last one counts.
     pub fn symbols(&mut self, symbols: &schema::Symbols) -> Result<(), WriteError> {
         self.block("symbols", BLOCK_SYMBOLS, symbols)
+    }
+
+    /// Writes what keeps objects alive. When there are several such blocks, the last one counts.
+    pub fn retention(&mut self, retention: &schema::Retention) -> Result<(), WriteError> {
+        self.block("retention", BLOCK_RETENTION, retention)
     }
 
     /// Writes the last block and hands the output back.

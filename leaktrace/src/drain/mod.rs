@@ -247,6 +247,7 @@ impl Drain {
                 address,
                 size: object.size,
                 weight_bytes: object.size as f64 * sampler.scale(object.size),
+                own_site: None,
             });
         })?;
         Ok(samples)

@@ -131,6 +131,7 @@ impl RefillSampler {
             address: object.followed.address,
             size: object.followed.size,
             weight_bytes: object.bytes as f64 * self.classes.factor(object.followed.size),
+            own_site: Some(object.site),
         });
         live.collect()
     }

@@ -10,12 +10,13 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-use super::{Ending, Now, Options, Recorder, run};
+use super::{Ending, Now, Options, Recorder, limit, retention, run};
 use crate::{
     capture::{CaptureWriter, schema},
     loss, output,
     plan::Plan,
     target::Target,
+    why::Watch,
 };
 
 /// What came of it.
@@ -36,6 +37,8 @@ pub trait Progress {
     fn note(&mut self, text: &str);
     /// The window is closed, symbols are being looked up.
     fn symbolizing(&mut self);
+    /// What keeps the objects of leaks is being looked for.
+    fn looking(&mut self, watch: &Watch);
 }
 
 /// Where a recording stands.
@@ -70,8 +73,10 @@ pub fn record(
     let mut recorder = ToFile {
         wanted: file,
         file: None,
+        header: schema::Header::default(),
         is_attached: false,
         duration: options.duration,
+        retention: options.retention,
         losses: BTreeMap::new(),
         state: State::default(),
         progress,
@@ -89,8 +94,11 @@ pub fn record(
 struct ToFile<'a> {
     wanted: Option<PathBuf>,
     file: Option<(PathBuf, CaptureWriter<File>)>,
+    header: schema::Header,
     is_attached: bool,
     duration: Option<Duration>,
+    /// Bytes of memory for looking for what keeps leaks, if that is wanted.
+    retention: Option<u64>,
     losses: BTreeMap<String, u64>,
     state: State,
     progress: &'a mut dyn Progress,
@@ -103,11 +111,27 @@ impl ToFile<'_> {
     }
 
     /// Names every address seen and closes the capture.
-    fn close(mut self, ending: Ending) -> Result<Recorded> {
+    fn close(mut self, mut ending: Ending) -> Result<Recorded> {
         let symbols = ending.code.symbols();
         self.writer()?
             .symbols(&symbols)
             .context("failed to write the symbols to the capture")?;
+        if let Some(max_memory) = self.retention {
+            match self.look(max_memory, &symbols, &ending) {
+                Ok((retention, limits)) => {
+                    self.writer()?
+                        .retention(&retention)
+                        .context("failed to write what keeps leaks to the capture")?;
+                    ending.close.limits.extend(limits);
+                }
+                Err(error) => {
+                    let reason = format!("{error:#}");
+                    self.progress
+                        .note(&format!("not seen: {}: {reason}", retention::WHAT));
+                    ending.close.limits.push(limit(retention::WHAT, &reason));
+                }
+            }
+        }
         let (path, writer) = self.file.context("failed to find the capture")?;
         let file = writer
             .close(&ending.close)
@@ -116,6 +140,21 @@ impl ToFile<'_> {
         Ok(Recorded {
             file: path,
             end: ending.close.end(),
+        })
+    }
+
+    /// Looks for what keeps the objects of the sites that leak by what is in the file.
+    fn look(
+        &mut self,
+        max_memory: u64,
+        symbols: &schema::Symbols,
+        ending: &Ending,
+    ) -> Result<(schema::Retention, Vec<schema::Limit>)> {
+        let (_, writer) = self.file.as_ref().context("failed to find the capture")?;
+        let wanted = retention::wanted(writer.get_ref(), symbols, &ending.live_samples)?;
+        let progress = &mut self.progress;
+        retention::look(&self.header, wanted, max_memory, |watch| {
+            progress.looking(watch);
         })
     }
 
@@ -142,7 +181,9 @@ impl Recorder for ToFile<'_> {
     fn header(&mut self, header: schema::Header) -> Result<()> {
         self.writer()?
             .header(&header)
-            .context("failed to write the capture's header")
+            .context("failed to write the capture's header")?;
+        self.header = header;
+        Ok(())
     }
 
     fn interval(&mut self, interval: schema::Interval, now: &Now<'_>) -> Result<()> {

@@ -3,7 +3,9 @@
 use anyhow::Result;
 
 use super::Code;
-use crate::{capture::schema, loader::Runs, plan::Plan, target::Target};
+use crate::{
+    capture::schema, inventory::goroutines::LiveSample, loader::Runs, plan::Plan, target::Target,
+};
 
 /// Takes what is recorded, and is told what happens.
 pub trait Recorder {
@@ -56,4 +58,6 @@ pub struct Ending {
     pub code: Code,
     /// The last block of a capture.
     pub close: schema::Close,
+    /// The sampled objects of a Go heap that are alive, if what keeps them is wanted.
+    pub live_samples: Vec<LiveSample>,
 }

@@ -5,8 +5,9 @@
 
 use std::collections::HashSet;
 
+use serde::{Deserialize, Serialize};
+
 use super::human;
-use super::schema::AllocatorReport;
 use crate::capture::schema::Header;
 
 /// Is probed to see that an allocator is left by it, and is of a library that is none: the C++ library also
@@ -69,6 +70,17 @@ impl<'a> Allocators<'a> {
 fn plain(function: &str) -> &str {
     let function = function.strip_prefix("__GI_").unwrap_or(function);
     function.strip_prefix("__libc_").unwrap_or(function)
+}
+
+/// What native allocators have taken from the kernel since the attach.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AllocatorReport {
+    /// Bytes mapped less those unmapped; address space, of which not all need be resident.
+    pub taken_bytes: i64,
+    /// Bytes in blocks that were allocated since and live.
+    pub live_bytes: i64,
+    /// What of it is in no such block, at least: blocks from before the attach may have been freed too.
+    pub free_bytes: i64,
 }
 
 impl AllocatorReport {

@@ -4,14 +4,15 @@ use std::collections::HashMap;
 use std::time::Duration;
 use std::{panic, thread};
 
-use super::allocators::Allocators;
+use super::allocators::{AllocatorReport, Allocators};
 use super::head::{limits, losses, malloc, target, window};
 use super::schema::{
-    AllocatorReport, EstimateReport, Frame, Kind, MemoryReport, Method, Report, SCHEMA, SiteReport,
-    Summary, SurvivalReport, WindowsReport,
+    EstimateReport, Frame, Kind, MemoryReport, Method, Report, SCHEMA, SiteReport, Summary,
+    SurvivalReport, WindowsReport,
 };
 use super::stack::{go_runtime_purpose, is_go_allocator, is_go_runtime_mapping, is_thread_start};
 use super::symbols::{FrameKey, FrameRef, SymbolTable};
+use super::why::Why;
 use super::{goroutines, memory};
 use super::{human, overhead::overhead};
 use crate::capture::Capture;
@@ -197,6 +198,15 @@ where
             options.verdicts.is_empty() || verdict.is_some_and(|v| options.verdicts.contains(v))
         });
     }
+    let mut notes = capture.notes.clone();
+    let retention = Why::of_capture(capture).unwrap_or_else(|reason| {
+        notes.push(format!("what keeps objects alive cannot be read: {reason}"));
+        None
+    });
+    let retention = retention.map(|why| {
+        let sites = sites.iter_mut().map(|(site, _)| site);
+        why.told(sites)
+    });
     let target = target(capture);
     let (sites, kept): (Vec<_>, Vec<_>) = sites.into_iter().unzip();
     let report = Report {
@@ -208,13 +218,14 @@ where
         summary,
         sites,
         goroutines,
+        retention,
         memory: MemoryReport {
             allocators,
             ..memory::statement(capture)
         },
         losses,
         limits: limits(capture),
-        notes: capture.notes.clone(),
+        notes,
     };
     Assembled {
         report,
@@ -420,6 +431,8 @@ fn site(
         stack_incomplete: record
             .map(|site| site.incomplete.clone())
             .filter(|reason| !reason.is_empty() && !is_whole),
+        retention: None,
+        capture_sites: history.sites.clone(),
     }
 }
 

@@ -3,9 +3,10 @@
 //! Two counts meet here: the kernel's, of what is resident, and the Go runtime's own, of what it
 //! uses, of which nothing need be resident. Where they differ, a line says by how much.
 
+use super::allocators::AllocatorReport;
 use super::build::{SERIES_POINTS, milli};
 use super::human;
-use super::schema::{AllocatorReport, MemoryPart, MemoryReport};
+use super::schema::{MemoryPart, MemoryReport};
 use crate::capture::Capture;
 use crate::capture::schema::Memory;
 use crate::series;

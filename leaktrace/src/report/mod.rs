@@ -27,11 +27,11 @@ pub mod json;
 pub mod text;
 pub mod diff;
 
+pub use allocators::AllocatorReport;
 pub use build::{Detailed, ReportOptions, build, build_detailed, build_from};
 pub use overhead::{FamilyCost, OverheadReport};
 pub use schema::{
-    AllocatorReport, EstimateReport, Frame, GoReport, Kind, LimitReport, MallocReport,
-    MemoryReport, Method, Report, SCHEMA, SiteReport, Summary, SurvivalReport, TargetReport,
-    WindowReport, WindowsReport,
+    EstimateReport, Frame, GoReport, Kind, LimitReport, MallocReport, MemoryReport, Method, Report,
+    SCHEMA, SiteReport, Summary, SurvivalReport, TargetReport, WindowReport, WindowsReport,
 };
 pub use symbols::SymbolTable;

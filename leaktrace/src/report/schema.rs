@@ -6,8 +6,10 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use super::allocators::AllocatorReport;
 use super::goroutines::Goroutines;
 use super::overhead::OverheadReport;
+use super::why::{RetentionReport, WhySite};
 use crate::capture::schema;
 use crate::symbolize;
 use crate::verdict::Verdict;
@@ -37,6 +39,9 @@ pub struct Report {
     /// Go targets whose goroutines were recorded.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub goroutines: Option<Goroutines>,
+    /// How it was found out what keeps the objects of leaks alive, if it was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retention: Option<RetentionReport>,
     /// The target's memory at the end.
     pub memory: MemoryReport,
     /// What was lost, by cause, since the attach.
@@ -228,6 +233,12 @@ pub struct SiteReport {
     /// Why outermost frames are missing otherwise.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stack_incomplete: Option<String>,
+    /// What keeps its objects alive, if that was looked for; the site's own stack is left out of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retention: Option<Box<WhySite>>,
+    /// Its numbers in the capture.
+    #[serde(skip)]
+    pub capture_sites: Vec<u32>,
 }
 
 /// How native allocators were traced.
@@ -353,17 +364,6 @@ impl Frame {
             reason: frame.reason,
         }
     }
-}
-
-/// What native allocators have taken from the kernel since the attach.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct AllocatorReport {
-    /// Bytes mapped less those unmapped; address space, of which not all need be resident.
-    pub taken_bytes: i64,
-    /// Bytes in blocks that were allocated since and live.
-    pub live_bytes: i64,
-    /// What of it is in no such block, at least: blocks from before the attach may have been freed too.
-    pub free_bytes: i64,
 }
 
 /// The target's memory at the end. Absent: not known.

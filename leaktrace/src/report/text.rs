@@ -192,10 +192,15 @@ impl Page {
                 &format!("{} {}: {meaning}", human::thousands(count), escape(cause)),
             );
         }
-        if !report.limits.is_empty() {
+        let retention = report
+            .retention
+            .iter()
+            .flat_map(|retention| &retention.limits);
+        let mut limits = report.limits.iter().chain(retention).peekable();
+        if limits.peek().is_some() {
             self.line("not seen:");
         }
-        for limit in &report.limits {
+        for limit in limits {
             self.prose(
                 "  ",
                 &format!("{}: {}", escape(&limit.what), escape(&limit.reason)),

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::{Amount, Frame, Groups, Hops, Root, WhySite};
+use super::{Amount, Groups, Hops, Root, WhySite};
 use crate::{
     go::DataSymbols,
     inventory::heap::{Fate, Hop, Object, Path},
@@ -173,13 +173,7 @@ impl<'a> Tally<'a> {
     }
 
     /// What has come of it.
-    pub(super) fn report(
-        self,
-        rank: usize,
-        stack: Vec<Frame>,
-        address: Option<u64>,
-        hops: &Hops<'_>,
-    ) -> WhySite {
+    pub(super) fn report(self, hops: &Hops<'_>) -> WhySite {
         let mut holders: Vec<Holder> = self
             .begins
             .into_values()
@@ -189,9 +183,6 @@ impl<'a> Tally<'a> {
         let holders_left_out = holders.len().saturating_sub(HOLDERS) as u64;
         holders.truncate(HOLDERS);
         WhySite {
-            rank: rank as u64,
-            stack,
-            address,
             total: self.total,
             holders,
             holders_left_out,
@@ -199,6 +190,7 @@ impl<'a> Tally<'a> {
             moved: self.moved,
             gone: self.gone,
             unchecked: self.unchecked,
+            ..WhySite::default()
         }
     }
 }

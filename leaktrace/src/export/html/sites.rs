@@ -5,6 +5,7 @@ use maud::{Markup, html};
 use super::name::{Line, Name};
 use super::sparkline::sparkline;
 use crate::report::fold::{Folded, fold};
+use crate::report::why::{KEPT_BY, kept_by};
 use crate::report::{Frame, Report, SiteReport, human};
 use crate::verdict::Verdict;
 
@@ -58,6 +59,10 @@ fn detailed(site: &SiteReport, open: bool) -> Markup {
                 @if let Some(folded) = folded(site) { p.aside { (folded) } }
                 (frames(&site.stack))
                 @for missing in missing(site) { p.aside { (missing) } }
+                @if let Some(found) = &site.retention {
+                    p.aside { (KEPT_BY) }
+                    ul.kept { @for line in kept_by(found) { li { (Name(&line)) } } }
+                }
             }
         }
     }
@@ -79,6 +84,10 @@ fn plain(site: &SiteReport) -> Markup {
             "    " (Line(frame).function()) "  " (Line(frame).place()) @if frame.inlined { " (inlined)" } "\n"
         }
         @for missing in missing(site) { (missing) "\n" }
+        @if let Some(found) = &site.retention {
+            (KEPT_BY) "\n"
+            @for line in kept_by(found) { (Name(&line)) "\n" }
+        }
         "\n"
     }
 }

@@ -166,7 +166,7 @@ impl Census {
         match self.groups.get_mut(group as usize) {
             Some((_, group)) => {
                 group.count += 1;
-                group.stack_bytes += seen.stack.1.saturating_sub(seen.stack.0);
+                group.stack_bytes += seen.stack_bytes();
                 if let Some(channel) = channel
                     && (group.channels.len() < MAX_CHANNELS
                         || group.channels.contains_key(&channel))

@@ -14,6 +14,8 @@ pub struct LiveSample {
     pub size: u64,
     /// Bytes of live objects that it stands for.
     pub weight_bytes: f64,
+    /// The number of its site, if leaktrace has sampled it itself.
+    pub own_site: Option<u32>,
 }
 
 /// Which sampled objects each group's stacks point to.
@@ -80,6 +82,7 @@ mod tests {
             address,
             size,
             weight_bytes: 1000.0,
+            own_site: None,
         };
         let mut pins = Pins::new(vec![sample(0x3000, 16), sample(0x1000, 64)]);
         let stack =

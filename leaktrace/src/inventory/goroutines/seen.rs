@@ -7,6 +7,8 @@ use crate::go::layout::G;
 pub(super) const STACK_WINDOW: u64 = 4096;
 /// Frames kept of each stack.
 const MAX_FRAMES: usize = 64;
+/// The largest stack there can be (runtime/proc.go of Go 1.27, `maxstackceiling`: twice a gigabyte).
+const MAX_STACK: u64 = 2_000_000_000;
 
 /// What a census takes from a `runtime.g`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,6 +55,12 @@ impl Seen {
             }
     }
 
+    /// Bytes of its stack; zero for one that is larger than any can be, which is misread.
+    pub(super) fn stack_bytes(&self) -> u64 {
+        let bytes = self.stack.1.saturating_sub(self.stack.0);
+        if bytes <= MAX_STACK { bytes } else { 0 }
+    }
+
     /// Bytes between its stack pointer and the end of its stack, if they can be walked.
     pub(super) fn depth(&self) -> u64 {
         let is_inside = self.stack.0 <= self.sp && self.sp < self.stack.1;
@@ -70,7 +78,8 @@ impl Seen {
     /// Where it stands, as a return address: one that has not run yet stands on its first
     /// instruction, not behind a call.
     pub(super) fn return_address(&self, is_entry: bool) -> u64 {
-        self.pc + u64::from(is_entry && self.state == State::Runnable)
+        let behind = u64::from(is_entry && self.state == State::Runnable);
+        self.pc.wrapping_add(behind)
     }
 
     /// Return addresses by frame pointers through the window of its stack, and whether outermost
@@ -182,6 +191,14 @@ mod tests {
             syscall.walk(&stack, |_| (None, false)),
             (vec![0x40_0000], true)
         );
+    }
+
+    #[test]
+    fn a_stack_larger_than_any_is_not_counted() {
+        let mut misread = seen(State::Waiting, 0);
+        assert_eq!(misread.stack_bytes(), 0x8800);
+        misread.stack = (0, u64::MAX);
+        assert_eq!(misread.stack_bytes(), 0);
     }
 
     #[test]

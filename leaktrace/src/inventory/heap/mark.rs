@@ -9,6 +9,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     time::{Duration, Instant},
 };
 
@@ -43,9 +44,35 @@ pub enum MarkError {
     },
 }
 
+/// How far a pass has come, and whether it is to end: for another thread.
+#[derive(Debug, Default)]
+pub struct Watch {
+    done: AtomicU64,
+    all: AtomicU64,
+    is_stopped: AtomicBool,
+}
+
+impl Watch {
+    /// Ends the pass soon; what it has reached stays.
+    pub fn stop(&self) {
+        self.is_stopped.store(true, Relaxed);
+    }
+
+    /// Whether it was told to end.
+    pub fn is_stopped(&self) -> bool {
+        self.is_stopped.load(Relaxed)
+    }
+
+    /// Bytes looked at by the pass that is under way, and those that there are at most; zero before the first.
+    pub fn bytes(&self) -> (u64, u64) {
+        (self.done.load(Relaxed), self.all.load(Relaxed))
+    }
+}
+
 /// The table under construction.
 pub struct Mark<'a> {
     heap: &'a Heap,
+    watch: &'a Watch,
     /// By number of the object: 0, or the number of the object it was reached from plus one, or
     /// [`IS_ROOT`] and the index of a root.
     parents: Vec<u32>,
@@ -83,6 +110,8 @@ pub struct Figures {
     pub unread_bytes: u64,
     /// Words of roots that were left out because there were too many.
     pub roots_dropped: u64,
+    /// It was told to end before everything was looked at.
+    pub is_cut: bool,
     /// How long it took.
     pub took: Duration,
 }
@@ -94,7 +123,7 @@ impl<'a> Mark<'a> {
     }
 
     /// Nothing reached yet. `wanted` are objects whose paths will be asked for; what is in `not` is not
-    /// followed.
+    /// followed; `watch` is told how it goes.
     ///
     /// # Errors
     ///
@@ -104,6 +133,7 @@ impl<'a> Mark<'a> {
         wanted: impl IntoIterator<Item = Object>,
         not: &'a HashSet<Reference>,
         max_memory: u64,
+        watch: &'a Watch,
     ) -> Result<Self, MarkError> {
         let needed = Self::needed(heap);
         let objects = heap.objects();
@@ -124,8 +154,11 @@ impl<'a> Mark<'a> {
         for object in wanted.keys() {
             has_wanted[object.span as usize] = true;
         }
+        watch.all.store(heap.bytes().1, Relaxed);
+        watch.done.store(0, Relaxed);
         Ok(Self {
             heap,
+            watch,
             parents: vec![0; objects as usize],
             // Pages of it that are never reached are never there.
             queue: Vec::with_capacity(objects as usize),
@@ -167,6 +200,7 @@ impl<'a> Mark<'a> {
             figures: Figures {
                 reached: self.queue.len() as u64,
                 took: start.elapsed(),
+                is_cut: next < self.queue.len(),
                 ..self.figures
             },
             parents: self.parents,
@@ -242,7 +276,7 @@ impl<'a> Mark<'a> {
         // How much of the first object has been looked at.
         let mut offset = 0;
         let mut pieces: Vec<(u32, (u64, usize))> = Vec::new();
-        while *next < self.queue.len() {
+        while *next < self.queue.len() && !self.watch.is_stopped() {
             pieces.clear();
             let mut bytes = 0;
             while bytes < BATCH
@@ -260,6 +294,7 @@ impl<'a> Mark<'a> {
                 }
             }
             self.look(&pieces);
+            self.watch.done.fetch_add(bytes, Relaxed);
         }
     }
 

@@ -49,6 +49,8 @@ pub(super) fn in_ascii(text: &str) -> String {
             '·' => plain.push('|'),
             '…' => plain.push_str("..."),
             '→' => plain.push_str("->"),
+            '←' => plain.push_str("<-"),
+            '×' => plain.push('x'),
             c => plain.push(c),
         }
     }

@@ -4,6 +4,7 @@ use super::{BOLD, DIM, KEEP, Page, escape, glyphs};
 use crate::report::fold::{Folded, fold};
 use crate::report::human;
 use crate::report::schema::{Frame, SiteReport};
+use crate::report::why::{KEPT_BY, kept_by};
 use crate::verdict::Verdict;
 
 /// Columns of a curve.
@@ -85,6 +86,13 @@ impl Page {
         self.stack(site);
         for reason in &site.evidence {
             self.prose("   - ", &escape(reason));
+        }
+        if let Some(found) = &site.retention {
+            self.line(&format!("   {KEPT_BY}"));
+            for line in kept_by(found) {
+                let text = line.trim_start();
+                self.prose(&line[..line.len() - text.len()], text);
+            }
         }
         self.line("");
     }

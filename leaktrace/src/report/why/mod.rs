@@ -1,20 +1,28 @@
-//! What keeps objects alive: what `leaktrace why` prints.
+//! What keeps objects alive: what `leaktrace why` prints, and what `record --retention` keeps of it in a
+//! capture.
 
 mod dot;
 mod text;
 
-use serde::Serialize;
+use std::collections::HashMap;
 
-use super::{Frame, LimitReport, goroutines::GoroutineGroup};
+use serde::{Deserialize, Serialize};
+
+use super::{Frame, LimitReport, SiteReport, goroutines::GoroutineGroup};
+use crate::capture::{Capture, schema::Retention};
 
 pub use dot::write_dot;
-pub use text::write_text;
+pub use text::{KEPT_BY, kept_by, write_text};
 
 /// Version of what `--format json` prints.
 pub const SCHEMA: u32 = 1;
 
+/// Bytes of JSON that a capture keeps of it at most: each may become a hundred when it is read.
+pub const MAX_JSON: usize = 1 << 20;
+
 /// Why objects of some allocation sites are alive. Sizes are in bytes.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Why {
     /// Version of this form, [`SCHEMA`].
     pub schema: u32,
@@ -30,8 +38,56 @@ pub struct Why {
     pub limits: Vec<LimitReport>,
 }
 
+impl Why {
+    /// What a capture has of it; `None`: it was not asked for, or not found.
+    ///
+    /// # Errors
+    ///
+    /// It is not what this version can read, in words.
+    pub fn of_capture(capture: &Capture) -> Result<Option<Self>, String> {
+        let Some(Retention { why }) = &capture.retention else {
+            return Ok(None);
+        };
+        if why.len() > MAX_JSON {
+            return Err(format!("it has {} bytes, {MAX_JSON} are read", why.len()));
+        }
+        let why: Self = serde_json::from_str(why).map_err(|error| error.to_string())?;
+        match why.schema {
+            SCHEMA => Ok(Some(why)),
+            other => Err(format!(
+                "it is of version {other}, this leaktrace reads {SCHEMA}"
+            )),
+        }
+    }
+}
+
+impl Why {
+    /// Gives each site of a report what keeps its objects.
+    pub(super) fn told<'a>(
+        self,
+        sites: impl Iterator<Item = &'a mut SiteReport>,
+    ) -> RetentionReport {
+        let mut by_number = HashMap::new();
+        for mut found in self.sites {
+            found.stack.clear();
+            if let Some(&number) = found.capture_sites.first() {
+                by_number.insert(number, Box::new(found));
+            }
+        }
+        for site in sites {
+            let mut numbers = site.capture_sites.iter();
+            site.retention = numbers.find_map(|number| by_number.remove(number));
+        }
+        RetentionReport {
+            pass: self.pass,
+            limits: self.limits,
+        }
+    }
+}
+
 /// The process that was looked at.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct WhyTarget {
     /// Its id.
     pub pid: i32,
@@ -48,7 +104,8 @@ pub struct WhyTarget {
 }
 
 /// What was gone through, and at which cost.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Pass {
     /// Spans of the heap.
     pub spans: u64,
@@ -66,16 +123,32 @@ pub struct Pass {
     pub table_bytes: u64,
     /// Passes made: one more each time that a path did not hold when it was read again.
     pub passes: u64,
+    /// It was stopped before everything was looked at: what was not reached may have a path.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub stopped: bool,
     /// How long the last pass took, in milliseconds.
     pub took_ms: f64,
 }
 
+/// The look at the process that found what keeps objects alive, after the window.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct RetentionReport {
+    /// What was gone through.
+    pub pass: Pass,
+    /// What was not looked at.
+    pub limits: Vec<LimitReport>,
+}
+
 /// The objects of one allocation site.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct WhySite {
     /// Its number, from 1: by live bytes in the process's own heap profile. Zero for an object that was
     /// asked for by its address, and for the whole heap.
     pub rank: u64,
+    /// In a capture: the numbers of its sites whose objects these are.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub capture_sites: Vec<u32>,
     /// The stack of the allocation, innermost first.
     pub stack: Vec<Frame>,
     /// Address of the object that was asked for.
@@ -98,7 +171,8 @@ pub struct WhySite {
 }
 
 /// So many samples, and what they stand for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Amount {
     /// Sampled objects.
     pub samples: u64,
@@ -118,7 +192,7 @@ impl Amount {
 }
 
 /// Where paths begin.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RootKind {
     /// A variable of the program.
@@ -133,7 +207,8 @@ pub enum RootKind {
 }
 
 /// What keeps objects: paths from one root, or from goroutines that cannot be told apart.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Holder {
     /// What it is.
     pub kind: RootKind,
@@ -158,7 +233,8 @@ pub struct Holder {
 }
 
 /// Paths of one shape.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct PathReport {
     /// What they keep.
     pub amount: Amount,
@@ -170,7 +246,7 @@ pub struct PathReport {
 }
 
 /// How a hop got its name.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum NamedBy {
     /// Only its size is known.
@@ -187,7 +263,8 @@ pub enum NamedBy {
 }
 
 /// Objects at one place of paths of one shape.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(default)]
 pub struct HopReport {
     /// What it is called, as in `main.Row` or `48 B object`.
     pub name: String,
@@ -202,4 +279,47 @@ pub struct HopReport {
     pub address: u64,
     /// How many of the kind follow one another, at least and at most.
     pub times: (u64, u64),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::capture::schema;
+
+    fn of(why: String) -> Result<Option<Why>, String> {
+        let mut capture = Capture::of(schema::Header::default(), Vec::new());
+        capture.retention = Some(Retention { why });
+        Why::of_capture(&capture)
+    }
+
+    #[test]
+    fn a_capture_gives_back_what_was_found() {
+        let why = Why {
+            schema: SCHEMA,
+            sites: vec![WhySite {
+                capture_sites: vec![3, 7],
+                holders: vec![Holder {
+                    symbol: Some("main.\u{1b}[2Jtable".to_owned()),
+                    ..Holder::default()
+                }],
+                ..WhySite::default()
+            }],
+            ..Why::default()
+        };
+        let json = serde_json::to_string(&why).unwrap();
+        assert_eq!(of(json), Ok(Some(why)));
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_said() {
+        for (json, words) in [
+            ("[".to_owned(), "EOF"),
+            ("{\"schema\":2}".to_owned(), "version 2"),
+            ("[".repeat(MAX_JSON), "invalid type"),
+            (" ".repeat(MAX_JSON + 1), "1048577 bytes"),
+        ] {
+            let reason = of(json).unwrap_err();
+            assert!(reason.contains(words), "{reason}");
+        }
+    }
 }

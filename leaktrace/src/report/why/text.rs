@@ -35,6 +35,12 @@ fn lines(why: &Why) -> Vec<String> {
             human::thousands(pass.reached_objects)
         ),
     ];
+    if pass.stopped {
+        lines.push(
+            "stopped before everything was looked at: what has no path here may have one"
+                .to_owned(),
+        );
+    }
     for site in &why.sites {
         lines.push(String::new());
         lines.extend(site_lines(site));
@@ -71,6 +77,16 @@ fn site_lines(site: &WhySite) -> Vec<String> {
     if let Some(frame) = own_frame(&site.stack) {
         lines.push(format!("   allocated by {}", line(frame)));
     }
+    lines.extend(kept_by(site));
+    lines
+}
+
+/// What stands above the lines of [`kept_by`].
+pub const KEPT_BY: &str = "kept alive by, as one look after the window found it:";
+
+/// What keeps a site's objects, in lines that begin with three spaces.
+pub fn kept_by(site: &WhySite) -> Vec<String> {
+    let mut lines = Vec::new();
     for holder in &site.holders {
         lines.extend(holder_lines(holder, site));
     }

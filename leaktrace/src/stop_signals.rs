@@ -1,31 +1,18 @@
-//! What ends a recording in order.
+//! The signals that end what takes long, in order.
 
-use std::{future::poll_fn, os::fd::BorrowedFd, pin::Pin, task::Poll};
+use std::{future::poll_fn, task::Poll};
 
 use anyhow::{Context as _, Result};
 use procfs::process::Process;
-use tokio::{
-    io::unix::AsyncFd,
-    signal::unix::{Signal, SignalKind, signal},
-};
-
-/// What can end a recording.
-pub(super) struct Ends<'a> {
-    /// A signal.
-    pub(super) signals: StopSignals,
-    /// Readable when the target exits.
-    pub(super) exit: AsyncFd<BorrowedFd<'a>>,
-    /// Ready when whoever asked for the recording has enough.
-    pub(super) stop: Pin<&'a mut dyn Future<Output = ()>>,
-}
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// Waits for a signal to stop.
-pub(super) struct StopSignals(Vec<Signal>);
+pub(crate) struct StopSignals(Vec<Signal>);
 
 impl StopSignals {
     /// Catches SIGINT, SIGTERM and SIGXCPU, SIGHUP and SIGQUIT unless they are ignored (`nohup`),
     /// and SIGXFSZ, with which a write to a file at its limit is an error like any other.
-    pub(super) fn catch() -> Result<Self> {
+    pub(crate) fn catch() -> Result<Self> {
         let ignored = Process::myself()
             .and_then(|process| process.status())
             .map_or(0, |status| status.sigign);
@@ -51,7 +38,7 @@ impl StopSignals {
     }
 
     /// Returns when one of them has come.
-    pub(super) async fn recv(&mut self) {
+    pub(crate) async fn recv(&mut self) {
         poll_fn(|context| {
             let has_come = self
                 .0
