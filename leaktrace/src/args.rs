@@ -84,8 +84,8 @@ pub(crate) struct Record {
     /// of the process, runtime.MemProfileRate; nothing else ever writes to it.
     #[arg(long)]
     go_enable_heap_profile: bool,
-    /// Look at the end for what keeps the objects of leaks of a Go heap alive, as `why` does, into the capture;
-    /// the process is not stopped.
+    /// Look at the end for what keeps the objects of leaks of a Go heap alive, as `why` does, and which blocks of
+    /// native allocators nothing points to any more; the process is not stopped.
     #[arg(long)]
     retention: bool,
     /// Memory that looking for it may take.

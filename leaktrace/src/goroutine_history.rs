@@ -270,7 +270,7 @@ mod tests {
             intervals_read: intervals.len() as u64,
             intervals,
             symbols: None,
-            retention: None,
+            retention: Vec::new(),
             how_it_ended: Ended::Truncated { at: 0 },
             notes: Vec::new(),
         }

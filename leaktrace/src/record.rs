@@ -14,6 +14,7 @@ mod late_objects;
 mod malloc;
 mod overhead;
 mod recorder;
+mod references;
 mod retention;
 mod unwind;
 
@@ -44,6 +45,7 @@ use crate::{
     sampling::OwnSampling,
     stop_signals::StopSignals,
     target::{Target, maps::Modules},
+    why::Watch,
     windows::MallocWindows,
 };
 
@@ -55,8 +57,8 @@ pub use self::{
     recorder::{Ending, Now, Recorder},
 };
 use self::{
-    ends::Ends, forks::Forks, heap_profile::HeapProfile, late_objects::LateObjects,
-    overhead::Overhead, unwind::Unwind,
+    ends::Ends, forks::Forks, forks::new_processes, heap_profile::HeapProfile,
+    late_objects::LateObjects, overhead::Overhead, unwind::Unwind,
 };
 
 /// How often the ring buffer is emptied at least.
@@ -298,9 +300,16 @@ async fn watch(
         }
     };
     own.stop();
+    let in_windows = windows.is_on();
     windows.stop(&mut session.drain)?;
     session.memory.whole_next();
     session.interval(recorder, true)?;
+    if let Some(max_memory) = options.retention {
+        let progress = |watch: &Watch| recorder.looking(watch);
+        let signals = &mut ends.signals;
+        let found = session.look_for_references(max_memory, in_windows, signals, progress);
+        session.retention = found.await;
+    }
     session.forks.iter_mut().for_each(Forks::stop);
     for detaching in session.detaching.drain(..) {
         // It can only have panicked, which it has said itself.
@@ -323,17 +332,10 @@ struct Session<'a> {
     overhead: Option<Overhead<'a>>,
     detaching: Vec<JoinHandle<()>>,
     limits: Vec<schema::Limit>,
+    retention: Option<schema::Retention>,
     start: Instant,
     intervals: u32,
     t_ns: u64,
-}
-
-/// Returns when there are new processes to follow.
-async fn new_processes(forks: Option<&Forks>) {
-    match forks {
-        Some(forks) => forks.wait().await,
-        None => std::future::pending().await,
-    }
 }
 
 impl Session<'_> {
@@ -469,6 +471,7 @@ impl Session<'_> {
         Ending {
             code: self.code,
             close,
+            retention: self.retention,
             live_samples,
         }
     }

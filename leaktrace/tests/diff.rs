@@ -41,7 +41,7 @@ fn report(start_s: u64, sites: Vec<SiteReport>) -> Report {
         summary: Summary::default(),
         sites,
         goroutines: None,
-        retention: None,
+        retention: Vec::new(),
         memory: MemoryReport::default(),
         losses: Default::default(),
         limits: Vec::new(),

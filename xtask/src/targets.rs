@@ -15,6 +15,7 @@
 //! | `operators`, `libhidden.so` | `tests/targets/native/operators.cpp`, and `hidden.c`: an allocator whose returns cannot be found |
 //! | `rusty` | `tests/targets/rust/rusty`, with jemalloc inside |
 //! | `stacks`, `libplugin.so` | `tests/targets/cpp`: optimized, without frame pointers, stripped; their debug information is in `debug/` |
+//! | `kept`, `kept-sanitized` | `tests/targets/native/kept.c`: blocks that are lost or kept in each way; with LeakSanitizer |
 //! | `stacks-rust` | `tests/targets/rust/stacks.rs`: the same of a Rust program, not stripped |
 //!
 //! `GO` is 1.27.3 and 1.19.8 for the tests, 1.27.3 for the demo, and every release of `go.rs` after
@@ -251,7 +252,7 @@ struct Native {
     arguments: &'static [&'static str],
 }
 
-const NATIVE: [Native; 10] = [
+const NATIVE: [Native; 12] = [
     Native {
         name: "allocs",
         source: "allocs.c",
@@ -306,6 +307,19 @@ const NATIVE: [Native; 10] = [
         source: "surge.c",
         compiler: "gcc",
         arguments: &[],
+    },
+    Native {
+        name: "kept",
+        source: "kept.c",
+        compiler: "gcc",
+        arguments: &[],
+    },
+    // The same for LeakSanitizer, which tells at the end what it has found.
+    Native {
+        name: "kept-sanitized",
+        source: "kept.c",
+        compiler: "gcc",
+        arguments: &["-fsanitize=leak", "-DSANITIZED"],
     },
     Native {
         name: "operators",

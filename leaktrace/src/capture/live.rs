@@ -37,7 +37,7 @@ impl LiveCapture {
                 intervals: Vec::new(),
                 intervals_read: 0,
                 symbols: None,
-                retention: None,
+                retention: Vec::new(),
                 how_it_ended: Ended::Closed(close.clone()),
                 notes: Vec::new(),
             },

@@ -18,6 +18,9 @@ const WINDOW_LOG_MAX: u32 = 23;
 /// Most notes kept; more unknown blocks are counted only.
 const MAX_NOTES: usize = 16;
 
+/// Blocks of what keeps objects alive.
+const MAX_RETENTION: usize = 4;
+
 /// What reading may cost. A file that asks for more is read up to that point.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
@@ -58,8 +61,8 @@ pub struct Capture {
     pub intervals_read: u64,
     /// The last block of symbols; none in a capture that was not closed.
     pub symbols: Option<schema::Symbols>,
-    /// What keeps objects alive, if that was asked for and found.
-    pub retention: Option<schema::Retention>,
+    /// What keeps objects alive, if that was asked for and found: of a Go heap, of native allocators.
+    pub retention: Vec<schema::Retention>,
     /// How the file ended.
     pub how_it_ended: Ended,
     /// What the reader passed over, in words.
@@ -74,7 +77,7 @@ impl Capture {
             intervals_read: intervals.len() as u64,
             intervals,
             symbols: None,
-            retention: None,
+            retention: Vec::new(),
             how_it_ended: Ended::Closed(schema::Close::default()),
             notes: Vec::new(),
         }
@@ -190,7 +193,7 @@ impl Capture {
             intervals: Vec::new(),
             intervals_read: 0,
             symbols: None,
-            retention: None,
+            retention: Vec::new(),
             how_it_ended: Ended::Truncated { at: blocks.at },
             notes: Vec::new(),
         };
@@ -263,7 +266,14 @@ impl Capture {
                 self.intervals_read += 1;
             }
             BLOCK_SYMBOLS => self.symbols = Some(blocks.decode(payload)?),
-            BLOCK_RETENTION => self.retention = Some(blocks.decode(payload)?),
+            BLOCK_RETENTION => {
+                if self.retention.len() >= MAX_RETENTION {
+                    return Err(Damage::Order(
+                        "one block too many of what keeps objects alive",
+                    ));
+                }
+                self.retention.push(blocks.decode(payload)?);
+            }
             BLOCK_CLOSE => return Ok(Some(blocks.decode(payload)?)),
             unknown => {
                 *skipped += 1;

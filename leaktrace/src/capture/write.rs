@@ -83,7 +83,7 @@ impl<W: Write> CaptureWriter<W> {
         self.block("symbols", BLOCK_SYMBOLS, symbols)
     }
 
-    /// Writes what keeps objects alive. When there are several such blocks, the last one counts.
+    /// Writes what keeps objects alive. At most four.
     pub fn retention(&mut self, retention: &schema::Retention) -> Result<(), WriteError> {
         self.block("retention", BLOCK_RETENTION, retention)
     }

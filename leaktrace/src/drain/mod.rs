@@ -4,6 +4,7 @@
 //! on both sides of the boundary. With `loader` this is the only module that knows aya.
 
 mod kernel;
+mod live_blocks;
 mod coarsened;
 mod objects;
 mod processes;

@@ -44,6 +44,11 @@ impl Sites {
         self.ids.contains_key(site)
     }
 
+    /// Its number, if it is known.
+    pub(super) fn number(&self, site: &SiteKey) -> Option<u32> {
+        self.ids.get(site).copied()
+    }
+
     fn walked_as(
         &mut self,
         site: SiteKey,

@@ -1,9 +1,11 @@
 //! Names of a program's data: variables by the symbol table, else sections.
 
+use bytes::Bytes;
+
 use super::elf::Elf;
 
 /// Where an address of data is.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Place {
     /// The variable, as in `main.table`; absent in a stripped program.
     pub symbol: Option<String>,
@@ -23,6 +25,13 @@ pub struct DataSymbols {
 }
 
 impl DataSymbols {
+    /// Those of any ELF file, and the link-time address of its first byte. `None`: it is none.
+    pub fn of_file(image: Bytes) -> Option<(Self, u64)> {
+        let elf = Elf::parse(image).ok()?;
+        let first = elf.address_of(0)?;
+        Some((Self::of(&elf), first))
+    }
+
     pub(super) fn of(elf: &Elf) -> Self {
         let mut symbols: Vec<_> = elf
             .symbols()

@@ -5,6 +5,7 @@ mod buckets;
 mod memory;
 pub mod goroutines;
 pub mod heap;
+pub mod references;
 mod spans;
 
 pub use buckets::{Bucket, BucketCounts, Buckets, BucketsError};

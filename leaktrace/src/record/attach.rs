@@ -130,6 +130,7 @@ pub(super) fn attach<'a>(
         overhead,
         detaching: Vec::new(),
         limits,
+        retention: None,
         start,
         intervals: 0,
         t_ns: 0,

@@ -116,7 +116,14 @@ impl ToFile<'_> {
         self.writer()?
             .symbols(&symbols)
             .context("failed to write the symbols to the capture")?;
-        if let Some(max_memory) = self.retention {
+        if let Some(found) = &ending.retention {
+            self.writer()?
+                .retention(found)
+                .context("failed to write what points to blocks to the capture")?;
+        }
+        if let Some(max_memory) = self.retention
+            && self.is_go()
+        {
             match self.look(max_memory, &symbols, &ending) {
                 Ok((retention, limits)) => {
                     self.writer()?
@@ -141,6 +148,11 @@ impl ToFile<'_> {
             file: path,
             end: ending.close.end(),
         })
+    }
+
+    fn is_go(&self) -> bool {
+        let target = self.header.target.as_ref();
+        target.is_some_and(|target| target.go.is_some())
     }
 
     /// Looks for what keeps the objects of the sites that leak by what is in the file.
@@ -220,6 +232,10 @@ impl Recorder for ToFile<'_> {
 
     fn note(&mut self, text: &str) {
         self.progress.note(text);
+    }
+
+    fn looking(&mut self, watch: &Watch) {
+        self.progress.looking(watch);
     }
 
     fn detached(&mut self) {

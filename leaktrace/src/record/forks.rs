@@ -49,6 +49,14 @@ struct Process {
     probes: OpenSet,
 }
 
+/// Returns when there are new processes to follow.
+pub(super) async fn new_processes(forks: Option<&Forks>) {
+    match forks {
+        Some(forks) => forks.wait().await,
+        None => std::future::pending().await,
+    }
+}
+
 impl Forks {
     /// Follows what the target makes from now on, in native allocators by `probes`.
     ///

@@ -5,6 +5,7 @@ use anyhow::Result;
 use super::Code;
 use crate::{
     capture::schema, inventory::goroutines::LiveSample, loader::Runs, plan::Plan, target::Target,
+    why::Watch,
 };
 
 /// Takes what is recorded, and is told what happens.
@@ -36,6 +37,9 @@ pub trait Recorder {
     /// Something worth knowing for people.
     fn note(&mut self, text: &str);
 
+    /// What keeps objects alive is being looked for.
+    fn looking(&mut self, _watch: &Watch) {}
+
     /// The window is closed and nothing is attached any more.
     fn detached(&mut self);
 }
@@ -60,4 +64,6 @@ pub struct Ending {
     pub close: schema::Close,
     /// The sampled objects of a Go heap that are alive, if what keeps them is wanted.
     pub live_samples: Vec<LiveSample>,
+    /// What still points to blocks of native allocators, if that is wanted.
+    pub retention: Option<schema::Retention>,
 }

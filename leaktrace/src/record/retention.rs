@@ -96,19 +96,22 @@ pub(super) fn look(
         sample_rate: target.go.map(|go| go.sample_rate),
     };
     let mut why = why(&options, progress)?;
-    let mut json = to_json(&why)?;
-    while json.len() > report::why::MAX_JSON && why.sites.pop().is_some() {
-        left_out += 1;
-        json = to_json(&why)?;
-    }
+    let all = why.sites.len();
+    let retention = block(&mut why)?;
+    left_out += all - why.sites.len();
     let limits = (left_out > 0).then(|| {
         let reason = format!("looked for at the worst sites only, {left_out} leak beside them");
         limit(WHAT, &reason)
     });
-    let retention = schema::Retention { why: json };
     Ok((retention, limits.into_iter().collect()))
 }
 
-fn to_json(why: &Why) -> Result<String> {
-    serde_json::to_string(why).context("failed to write down what keeps leaks")
+/// The block of the capture that says it, without the last sites if they do not fit.
+pub(super) fn block(why: &mut Why) -> Result<schema::Retention> {
+    loop {
+        let json = serde_json::to_string(why).context("failed to write down what keeps objects")?;
+        if json.len() <= report::why::MAX_JSON || why.sites.pop().is_none() {
+            return Ok(schema::Retention { why: json });
+        }
+    }
 }

@@ -199,14 +199,13 @@ where
         });
     }
     let mut notes = capture.notes.clone();
-    let retention = Why::of_capture(capture).unwrap_or_else(|reason| {
-        notes.push(format!("what keeps objects alive cannot be read: {reason}"));
-        None
-    });
-    let retention = retention.map(|why| {
-        let sites = sites.iter_mut().map(|(site, _)| site);
-        why.told(sites)
-    });
+    let mut retention = Vec::new();
+    for block in &capture.retention {
+        match Why::of_capture(block) {
+            Ok(why) => retention.push(why.told(sites.iter_mut().map(|(site, _)| site))),
+            Err(reason) => notes.push(format!("what keeps objects alive cannot be read: {reason}")),
+        }
+    }
     let target = target(capture);
     let (sites, kept): (Vec<_>, Vec<_>) = sites.into_iter().unzip();
     let report = Report {

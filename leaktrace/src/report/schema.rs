@@ -39,9 +39,10 @@ pub struct Report {
     /// Go targets whose goroutines were recorded.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub goroutines: Option<Goroutines>,
-    /// How it was found out what keeps the objects of leaks alive, if it was.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub retention: Option<RetentionReport>,
+    /// How it was found out what keeps objects alive, if it was: those of a Go heap that leaks, and native
+    /// blocks.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub retention: Vec<RetentionReport>,
     /// The target's memory at the end.
     pub memory: MemoryReport,
     /// What was lost, by cause, since the attach.

@@ -53,6 +53,35 @@ impl AddressMap {
         })
     }
 
+    /// Every mapping, in the order of addresses.
+    pub(super) fn mappings(&self) -> &[MemoryMap] {
+        &self.mappings
+    }
+
+    /// The file whose data an address is in, its zeroed data included: one of its mappings, and the address at
+    /// which its first byte is mapped.
+    pub fn data_of(&self, address: u64) -> Option<(&MemoryMap, u64)> {
+        let after = self
+            .mappings
+            .partition_point(|mapping| mapping.address.0 <= address);
+        let at = after.checked_sub(1)?;
+        let mut mapping = self
+            .mappings
+            .get(at)
+            .filter(|mapping| address < mapping.address.1)?;
+        if mapping.inode == 0 {
+            let before = self.mappings.get(at.checked_sub(1)?)?;
+            mapping = Some(before).filter(|before| before.address.1 == mapping.address.0)?;
+        }
+        let id = Self::file_id(mapping)?;
+        let mut of_file = self
+            .mappings
+            .iter()
+            .filter(|other| Self::file_id(other) == Some(id));
+        let first = of_file.find(|other| other.offset == 0)?;
+        Some((mapping, first.address.0))
+    }
+
     /// The executable mappings.
     pub fn executable(&self) -> impl Iterator<Item = &MemoryMap> + '_ {
         self.mappings

@@ -14,6 +14,7 @@ mod proc_file;
 mod sampler_switch;
 pub(crate) mod smaps;
 mod usage;
+mod writable;
 
 use std::{
     io::{self, Read as _},
@@ -43,6 +44,7 @@ pub use self::{
     sampler_switch::{PutBack, RATE as SAMPLER_RATE, SamplerSwitch, SwitchError},
     smaps::{Backing, Resident, SmapsError},
     usage::MemoryUse,
+    writable::{Area, AreaKind, Present},
 };
 
 /// Why a process cannot be a target.

@@ -36,7 +36,7 @@ pub use crate::inventory::heap::Watch;
 /// hold.
 const MAX_PASSES: u64 = 5;
 /// How often whoever waits is told how far it has come.
-const TICK: Duration = Duration::from_millis(100);
+pub(crate) const TICK: Duration = Duration::from_millis(100);
 
 /// What to explain.
 #[derive(Clone, Debug, PartialEq)]

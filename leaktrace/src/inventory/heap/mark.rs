@@ -63,6 +63,17 @@ impl Watch {
         self.is_stopped.load(Relaxed)
     }
 
+    /// So many bytes are to be looked at.
+    pub(crate) fn expect(&self, all: u64) {
+        self.all.store(all, Relaxed);
+        self.done.store(0, Relaxed);
+    }
+
+    /// So many more have been.
+    pub(crate) fn add(&self, bytes: u64) {
+        self.done.fetch_add(bytes, Relaxed);
+    }
+
     /// Bytes looked at by the pass that is under way, and those that there are at most; zero before the first.
     pub fn bytes(&self) -> (u64, u64) {
         (self.done.load(Relaxed), self.all.load(Relaxed))
@@ -154,8 +165,7 @@ impl<'a> Mark<'a> {
         for object in wanted.keys() {
             has_wanted[object.span as usize] = true;
         }
-        watch.all.store(heap.bytes().1, Relaxed);
-        watch.done.store(0, Relaxed);
+        watch.expect(heap.bytes().1);
         Ok(Self {
             heap,
             watch,
@@ -294,7 +304,7 @@ impl<'a> Mark<'a> {
                 }
             }
             self.look(&pieces);
-            self.watch.done.fetch_add(bytes, Relaxed);
+            self.watch.add(bytes);
         }
     }
 

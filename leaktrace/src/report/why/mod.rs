@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use serde::{Deserialize, Serialize};
 
 use super::{Frame, LimitReport, SiteReport, goroutines::GoroutineGroup};
-use crate::capture::{Capture, schema::Retention};
+use crate::capture::schema::Retention;
 
 pub use dot::write_dot;
 pub use text::{KEPT_BY, kept_by, write_text};
@@ -39,49 +39,103 @@ pub struct Why {
 }
 
 impl Why {
-    /// What a capture has of it; `None`: it was not asked for, or not found.
+    /// What a block of a capture has of it.
     ///
     /// # Errors
     ///
     /// It is not what this version can read, in words.
-    pub fn of_capture(capture: &Capture) -> Result<Option<Self>, String> {
-        let Some(Retention { why }) = &capture.retention else {
-            return Ok(None);
-        };
+    pub fn of_capture(retention: &Retention) -> Result<Self, String> {
+        let why = &retention.why;
         if why.len() > MAX_JSON {
             return Err(format!("it has {} bytes, {MAX_JSON} are read", why.len()));
         }
         let why: Self = serde_json::from_str(why).map_err(|error| error.to_string())?;
         match why.schema {
-            SCHEMA => Ok(Some(why)),
+            SCHEMA => Ok(why),
             other => Err(format!(
                 "it is of version {other}, this leaktrace reads {SCHEMA}"
             )),
         }
     }
-}
 
-impl Why {
     /// Gives each site of a report what keeps its objects.
     pub(super) fn told<'a>(
         self,
         sites: impl Iterator<Item = &'a mut SiteReport>,
     ) -> RetentionReport {
         let mut by_number = HashMap::new();
-        for mut found in self.sites {
-            found.stack.clear();
+        for found in self.sites {
             if let Some(&number) = found.capture_sites.first() {
-                by_number.insert(number, Box::new(found));
+                by_number.insert(number, found);
             }
         }
         for site in sites {
-            let mut numbers = site.capture_sites.iter();
-            site.retention = numbers.find_map(|number| by_number.remove(number));
+            for number in &site.capture_sites {
+                if let Some(found) = by_number.remove(number) {
+                    site.retention.get_or_insert_default().merge(found);
+                }
+            }
         }
         RetentionReport {
             pass: self.pass,
             limits: self.limits,
         }
+    }
+}
+
+impl WhySite {
+    /// Takes in another part of the same site; its stack is left out.
+    fn merge(&mut self, other: Self) {
+        self.rank = other.rank;
+        self.capture_sites.extend(other.capture_sites);
+        for (amount, more) in [
+            (&mut self.total, other.total),
+            (&mut self.unreached, other.unreached),
+            (&mut self.moved, other.moved),
+            (&mut self.gone, other.gone),
+            (&mut self.unchecked, other.unchecked),
+            (&mut self.lost, other.lost),
+            (&mut self.lost_behind, other.lost_behind),
+        ] {
+            amount.merge(more);
+        }
+        self.holders.extend(other.holders);
+        self.holders_left_out += other.holders_left_out;
+        self.merge_holders(usize::MAX);
+    }
+
+    /// Puts native holders together that are told alike, those of the most bytes first, and leaves out all
+    /// but `most` of them.
+    pub(crate) fn merge_holders(&mut self, most: usize) {
+        let mut merged: Vec<Holder> = Vec::new();
+        for holder in std::mem::take(&mut self.holders) {
+            let same = merged.iter_mut().find(|other| other.is_told_as(&holder));
+            match same {
+                Some(same) => {
+                    same.amount.merge(holder.amount);
+                    same.offset = same.offset.filter(|offset| Some(*offset) == holder.offset);
+                }
+                None => merged.push(holder),
+            }
+        }
+        merged.sort_by(|a, b| b.amount.bytes.total_cmp(&a.amount.bytes));
+        self.holders_left_out += merged.len().saturating_sub(most) as u64;
+        merged.truncate(most);
+        self.holders = merged;
+    }
+}
+
+impl Holder {
+    /// Whether both are the same variable or the same kind of other memory, without paths.
+    fn is_told_as(&self, other: &Self) -> bool {
+        let offset = |holder: &Self| holder.offset.filter(|_| holder.symbol.is_none());
+        self.paths.is_empty()
+            && other.paths.is_empty()
+            && self.kind == other.kind
+            && self.symbol == other.symbol
+            && self.section == other.section
+            && self.module == other.module
+            && offset(self) == offset(other)
     }
 }
 
@@ -166,8 +220,14 @@ pub struct WhySite {
     pub moved: Amount,
     /// Those that died meanwhile.
     pub gone: Amount,
-    /// Those whose path was not checked because there are too many.
+    /// Those whose path was not checked because there are too many, or because the search was stopped.
     pub unchecked: Amount,
+    /// Native allocators: those to which nothing that was looked at points.
+    #[serde(skip_serializing_if = "Amount::is_none")]
+    pub lost: Amount,
+    /// The same: those to which only lost ones point.
+    #[serde(skip_serializing_if = "Amount::is_none")]
+    pub lost_behind: Amount,
 }
 
 /// So many samples, and what they stand for.
@@ -183,6 +243,17 @@ pub struct Amount {
 }
 
 impl Amount {
+    /// Whether it is nothing.
+    pub fn is_none(&self) -> bool {
+        self.samples == 0
+    }
+
+    fn merge(&mut self, more: Self) {
+        self.samples += more.samples;
+        self.objects += more.objects;
+        self.bytes += more.bytes;
+    }
+
     /// Adds a sample that stands for so many objects and bytes.
     pub fn add(&mut self, objects: f64, bytes: f64) {
         self.samples += 1;
@@ -204,6 +275,10 @@ pub enum RootKind {
     Finalizer,
     /// The queue of finalizers whose objects have died.
     FinalizerQueue,
+    /// Stacks of native threads.
+    Stack,
+    /// Memory that is neither a variable nor in a block that is followed.
+    Memory,
 }
 
 /// What keeps objects: paths from one root, or from goroutines that cannot be told apart.
@@ -216,6 +291,9 @@ pub struct Holder {
     pub symbol: Option<String>,
     /// The section of a variable, as in `.bss`.
     pub section: Option<String>,
+    /// The file of a variable of a native program.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub module: Option<String>,
     /// Bytes from the beginning of the variable or, without one, of the section.
     pub offset: Option<u64>,
     /// The goroutines: all that stand there, with the channel that most of them wait on.
@@ -284,12 +362,9 @@ pub struct HopReport {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::capture::schema;
 
-    fn of(why: String) -> Result<Option<Why>, String> {
-        let mut capture = Capture::of(schema::Header::default(), Vec::new());
-        capture.retention = Some(Retention { why });
-        Why::of_capture(&capture)
+    fn of(why: String) -> Result<Why, String> {
+        Why::of_capture(&Retention { why })
     }
 
     #[test]
@@ -307,7 +382,7 @@ mod tests {
             ..Why::default()
         };
         let json = serde_json::to_string(&why).unwrap();
-        assert_eq!(of(json), Ok(Some(why)));
+        assert_eq!(of(json), Ok(why));
     }
 
     #[test]

@@ -82,7 +82,7 @@ fn site_lines(site: &WhySite) -> Vec<String> {
 }
 
 /// What stands above the lines of [`kept_by`].
-pub const KEPT_BY: &str = "kept alive by, as one look after the window found it:";
+pub const KEPT_BY: &str = "kept alive by, as one look at the end found it:";
 
 /// What keeps a site's objects, in lines that begin with three spaces.
 pub fn kept_by(site: &WhySite) -> Vec<String> {
@@ -104,7 +104,15 @@ pub fn kept_by(site: &WhySite) -> Vec<String> {
             "the path that was found did not hold when it was read again",
         ),
         (&site.gone, "died meanwhile"),
-        (&site.unchecked, "not checked: too many paths"),
+        (
+            &site.unchecked,
+            "not checked: too many paths, or the search was stopped",
+        ),
+        (
+            &site.lost,
+            "lost: nothing that was looked at points to them",
+        ),
+        (&site.lost_behind, "lost: only lost ones point to them"),
     ];
     for (rest, what) in rest {
         if rest.samples > 0 {
@@ -156,11 +164,13 @@ pub(super) fn root(holder: &Holder) -> String {
         Some(offset) if offset > 0 => format!("+{offset:#x}"),
         _ => String::new(),
     };
+    let of = holder.module.as_ref();
+    let of = of.map_or(String::new(), |module| format!(" of {}", escape(module)));
     match holder.kind {
         RootKind::Variable => match (&holder.symbol, &holder.section) {
-            (Some(symbol), _) => format!("variable {}{offset}", escape(symbol)),
-            (None, Some(section)) => format!("a variable at {}{offset}", escape(section)),
-            (None, None) => format!("a variable at {:#x}", holder.offset.unwrap_or(0)),
+            (Some(symbol), _) => format!("variable {}{offset}{of}", escape(symbol)),
+            (None, Some(section)) => format!("a variable at {}{offset}{of}", escape(section)),
+            (None, None) => format!("a variable at {:#x}{of}", holder.offset.unwrap_or(0)),
         },
         RootKind::Goroutines => match &holder.goroutines {
             Some(group) => {
@@ -178,6 +188,12 @@ pub(super) fn root(holder: &Holder) -> String {
         },
         RootKind::Finalizer => "finalizers that wait for their objects to die".to_owned(),
         RootKind::FinalizerQueue => "the queue of finalizers that are to be run".to_owned(),
+        RootKind::Stack => "stacks of threads".to_owned(),
+        RootKind::Memory => {
+            "memory in no block that is followed: from before the attach, freed, not \
+                             sampled, or mapped"
+                .to_owned()
+        }
     }
 }
 
@@ -210,11 +226,16 @@ pub(super) fn hop_name(hop: &HopReport) -> String {
 }
 
 pub(super) fn amount(amount: &Amount) -> String {
+    let objects = amount.objects.round() as u64;
+    // Samples that stand for themselves only are all there is.
+    let samples = match amount.samples {
+        all if all == objects => String::new(),
+        samples => format!(", {}", human::count(samples, "sample")),
+    };
     format!(
-        "{} ({}, {})",
-        human::count(amount.objects.round() as u64, "object"),
-        human::bytes(amount.bytes),
-        human::count(amount.samples, "sample")
+        "{} ({}{samples})",
+        human::count(objects, "object"),
+        human::bytes(amount.bytes)
     )
 }
 

@@ -1,0 +1,253 @@
+//! `record --retention` for native allocators: which of the blocks that are alive at the end something still
+//! points to. It is done while their frees are still seen, so that what is freed meanwhile is not called lost.
+
+use std::{collections::HashMap, sync::Arc};
+
+use anyhow::{Context as _, Result, bail};
+use procfs::process::MMapPath;
+
+use super::{Session, limit, retention};
+use crate::{
+    capture::schema,
+    go::{DataSymbols, Place},
+    inventory::references::{self, Block, Fate, Looked, Root},
+    overhead::Family,
+    report::{
+        LimitReport, human,
+        why::{Amount, Holder, Pass, RootKind, SCHEMA, Why, WhySite, WhyTarget},
+    },
+    stop_signals::StopSignals,
+    target::{AddressMap, AreaKind, Target, open_image},
+    why::Watch,
+};
+
+/// What a limit calls it.
+const WHAT: &str = "what still points to native blocks";
+/// Sites that are told at most, those with the most bytes.
+const SITES: usize = 256;
+/// Holders told of each.
+const HOLDERS: usize = 8;
+
+impl Session<'_> {
+    /// Looks what still points to the blocks that are alive, in so many bytes of memory at most. A signal ends
+    /// it early. `None`: native allocators are not followed. What cannot be told becomes a limit.
+    pub(super) async fn look_for_references(
+        &mut self,
+        max_memory: u64,
+        in_windows: bool,
+        signals: &mut StopSignals,
+        mut progress: impl FnMut(&Watch),
+    ) -> Option<schema::Retention> {
+        if !self.drain.follows_malloc() && !in_windows {
+            return None;
+        }
+        let found = self.references(max_memory, in_windows, signals, &mut progress);
+        let found = found.await.and_then(|mut why| retention::block(&mut why));
+        match found {
+            Ok(found) => Some(found),
+            Err(error) => {
+                self.limits.push(limit(WHAT, &format!("{error:#}")));
+                None
+            }
+        }
+    }
+
+    async fn references(
+        &mut self,
+        max_memory: u64,
+        in_windows: bool,
+        signals: &mut StopSignals,
+        progress: &mut impl FnMut(&Watch),
+    ) -> Result<Why> {
+        if in_windows {
+            bail!("their frees between windows are not seen, so nobody knows which of them live");
+        }
+        if self.forks.is_some() {
+            bail!("it is told of one process, not of those that it makes");
+        }
+        let is_counted = |overhead: &super::Overhead<'_>| overhead.has(Family::Malloc);
+        if !self.overhead.as_ref().is_none_or(is_counted) {
+            bail!("their probes have been taken away");
+        }
+        let mut blocks = Vec::new();
+        self.drain.each_live_block(|block, _| blocks.push(block))?;
+        blocks.sort_unstable();
+        let needed = references::needed(&blocks);
+        if needed > max_memory {
+            bail!(
+                "{} live: {needed} bytes of memory are needed, {max_memory} are allowed (--max-memory)",
+                human::count(blocks.len() as u64, "block")
+            );
+        }
+        let (areas, present) = (self.target.writable()?, self.target.present()?);
+        let (memory, watch) = (self.target.memory, Arc::new(Watch::default()));
+        let watched = watch.clone();
+        let mut search = tokio::task::spawn_blocking(move || {
+            references::find(memory, &present, &areas, blocks, &watched)
+        });
+        let mut ticks = tokio::time::interval(crate::why::TICK);
+        let (found, looked) = loop {
+            tokio::select! {
+                biased;
+                found = &mut search => break found.context("failed to look at the memory")?,
+                () = signals.recv() => watch.stop(),
+                _ = ticks.tick() => progress(&watch),
+            }
+        };
+        let mut tally = Tally::new(&found);
+        self.drain
+            .each_live_block(|block, stands_for| tally.add(&block, stands_for, looked.is_cut))?;
+        let names = Names::new(self.target)?;
+        Ok(tally.report(self.target, &looked, names))
+    }
+}
+
+/// What was found, by site.
+struct Tally<'a> {
+    found: &'a [(Block, Fate)],
+    sites: HashMap<u32, Of>,
+}
+
+#[derive(Default)]
+struct Of {
+    site: WhySite,
+    /// By kind, and for variables by address.
+    holders: HashMap<(AreaKind, u64), Amount>,
+}
+
+impl<'a> Tally<'a> {
+    fn new(found: &'a [(Block, Fate)]) -> Self {
+        Self {
+            found,
+            sites: HashMap::new(),
+        }
+    }
+
+    /// Takes in a block that is alive now; one that was not looked at is younger, and left out.
+    fn add(&mut self, block: &Block, stands_for: f64, is_cut: bool) {
+        let Ok(place) = self.found.binary_search_by(|(other, _)| other.cmp(block)) else {
+            return;
+        };
+        let of = self.sites.entry(block.site).or_default();
+        let bytes = block.size as f64 * stands_for;
+        of.site.total.add(stands_for, bytes);
+        let amount = match self.found[place].1 {
+            Fate::Held(Root { kind, address }) => {
+                let at = if kind == AreaKind::Data { address } else { 0 };
+                of.holders.entry((kind, at)).or_default()
+            }
+            _ if is_cut => &mut of.site.unchecked,
+            Fate::Lost => &mut of.site.lost,
+            Fate::LostBehind => &mut of.site.lost_behind,
+        };
+        amount.add(stands_for, bytes);
+    }
+
+    fn report(self, target: &Target, looked: &Looked, mut names: Names) -> Why {
+        let blocks = self.found.len() as u64;
+        let bytes = self.found.iter().map(|(block, _)| block.size).sum();
+        let mut sites: Vec<(u32, Of)> = self.sites.into_iter().collect();
+        let size = |of: &Of| of.site.total.bytes;
+        sites.sort_by(|(a, of_a), (b, of_b)| size(of_b).total_cmp(&size(of_a)).then(a.cmp(b)));
+        let sites_total = sites.len() as u64;
+        sites.truncate(SITES);
+        let sites = sites.into_iter().zip(1..).map(|((number, of), rank)| {
+            let held = of.holders.into_iter();
+            let holders = held.map(|((kind, at), amount)| names.holder(kind, at, amount));
+            let mut site = WhySite {
+                rank,
+                capture_sites: vec![number],
+                holders: holders.collect(),
+                ..of.site
+            };
+            site.merge_holders(HOLDERS);
+            site
+        });
+        let limits = (looked.unread_bytes > 0).then(|| LimitReport {
+            what: WHAT.to_owned(),
+            reason: format!(
+                "{} could not be read or were swapped out: what only they point to is called lost",
+                human::bytes(looked.unread_bytes as f64)
+            ),
+        });
+        Why {
+            schema: SCHEMA,
+            target: WhyTarget {
+                pid: target.pid,
+                comm: target.comm.clone(),
+                exe: target.exe.clone(),
+                runtime: "native".to_owned(),
+                ..WhyTarget::default()
+            },
+            sites: sites.collect(),
+            sites_total,
+            pass: Pass {
+                heap_bytes: bytes,
+                scanned_bytes: looked.scanned_bytes,
+                unread_bytes: looked.unread_bytes,
+                reached_objects: blocks,
+                passes: looked.passes,
+                stopped: looked.is_cut,
+                took_ms: looked.took_ms,
+                ..Pass::default()
+            },
+            limits: limits.into_iter().collect(),
+        }
+    }
+}
+
+/// Names of variables, by the files that they are of.
+struct Names {
+    map: AddressMap,
+    /// By path: its variables, and the load bias.
+    files: HashMap<String, Option<(DataSymbols, u64)>>,
+}
+
+impl Names {
+    fn new(target: &Target) -> Result<Self> {
+        Ok(Self {
+            map: target.address_map()?,
+            files: HashMap::new(),
+        })
+    }
+
+    fn holder(&mut self, kind: AreaKind, at: u64, amount: Amount) -> Holder {
+        let mut holder = Holder {
+            kind: match kind {
+                AreaKind::Data => RootKind::Variable,
+                AreaKind::Stack => RootKind::Stack,
+                AreaKind::Memory => RootKind::Memory,
+            },
+            amount,
+            ..Holder::default()
+        };
+        if kind == AreaKind::Data {
+            let (module, place) = self.place(at).unwrap_or_default();
+            holder.module = Some(module).filter(|module| !module.is_empty());
+            let is_named = place.section.is_some() || place.symbol.is_some();
+            holder.offset = Some(if is_named { place.offset } else { at });
+            holder.section = place.section;
+            holder.symbol = place.symbol;
+        }
+        holder
+    }
+
+    /// The file whose data an address is in, and where in it.
+    fn place(&mut self, at: u64) -> Option<(String, Place)> {
+        let (mapping, start) = self.map.data_of(at)?;
+        let MMapPath::Path(path) = &mapping.pathname else {
+            return None;
+        };
+        let path = path.to_string_lossy().into_owned();
+        let file = self.files.entry(path.clone()).or_insert_with(|| {
+            let module = self.map.open_module(mapping);
+            let image = open_image(&module.open_path()?).ok()?;
+            let (symbols, first) = DataSymbols::of_file(image)?;
+            Some((symbols, start.wrapping_sub(first)))
+        });
+        let place = file
+            .as_ref()
+            .map(|(symbols, bias)| symbols.place(at.wrapping_sub(*bias)));
+        Some((path, place.unwrap_or_default()))
+    }
+}
