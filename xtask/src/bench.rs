@@ -4,12 +4,13 @@
 //! again: what else the machine does falls on both alike. The figures are ratios within one turn,
 //! against the mean of what is before and after it. It is built with the runtime's heap sampler and
 //! without, where leaktrace samples for itself; and beside it stands what a uprobe on every allocation
-//! would cost. Another case is what reading a large capture takes, and one a native allocator, beside other
-//! tools.
+//! would cost. Other cases are what reading a large capture takes, what `why` takes for a large heap and costs the program
+//! meanwhile, and a native allocator, beside other tools.
 
 mod native;
 mod peers;
 mod report;
+mod why;
 
 use std::{
     fs,
@@ -106,6 +107,9 @@ pub(crate) fn run(pairs: u32, seconds: u64, workers: Option<u32>, only: &str) ->
     }
     if native::NAME.contains(only) {
         native::measure(pairs, Duration::from_secs(seconds))?;
+    }
+    if why::NAME.contains(only) {
+        why::measure(pairs, Duration::from_secs(seconds), workers)?;
     }
     let mut cases = CASES
         .iter()

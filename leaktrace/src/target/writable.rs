@@ -153,14 +153,16 @@ mod tests {
 
     #[test]
     fn zeroed_data_belongs_to_its_file_and_dead_stack_to_nobody() {
-        let text = "\
-55d000000000-55d000001000 r--p 00000000 08:01 7 /usr/bin/app
-55d000001000-55d000002000 rw-p 00001000 08:01 7 /usr/bin/app
-55d000002000-55d000004000 rw-p 00000000 00:00 0
-55d000100000-55d000200000 rw-p 00000000 00:00 0 [heap]
-7f0000000000-7f0000800000 rw-p 00000000 00:00 0
-7f0000900000-7f0000a00000 rw-s 00000000 00:01 9 /dev/shm/pool
-";
+        // The kernel ends a line without a name with a space.
+        let text = [
+            "55d000000000-55d000001000 r--p 00000000 08:01 7 /usr/bin/app",
+            "55d000001000-55d000002000 rw-p 00001000 08:01 7 /usr/bin/app",
+            "55d000002000-55d000004000 rw-p 00000000 00:00 0 ",
+            "55d000100000-55d000200000 rw-p 00000000 00:00 0 [heap]",
+            "7f0000000000-7f0000800000 rw-p 00000000 00:00 0 ",
+            "7f0000900000-7f0000a00000 rw-s 00000000 00:01 9 /dev/shm/pool",
+        ];
+        let text = text.join("\n");
         let maps = MemoryMaps::from_read(text.as_bytes()).unwrap();
         let found = areas(&maps.0, &[0x7f00_0070_0001]);
         let area = |start, end, kind| Area { start, end, kind };

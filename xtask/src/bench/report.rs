@@ -71,10 +71,10 @@ fn report(file: &Path, format: &str) -> Result<Cost> {
         .arg(file)
         .stdout(Stdio::null());
     let start = Instant::now();
-    let child = command
+    let mut child = command
         .spawn()
         .with_context(|| format!("failed to start `{}`", run::line(&command)))?;
-    let (status, peak_bytes) = wait(child).context("failed to wait for `leaktrace report`")?;
+    let (status, peak_bytes) = wait(&mut child).context("failed to wait for `leaktrace report`")?;
     let time = start.elapsed();
     ensure!(
         status == 0,
@@ -85,7 +85,7 @@ fn report(file: &Path, format: &str) -> Result<Cost> {
 }
 
 /// Waits for a child: its wait status, and the most memory it had resident, in bytes.
-fn wait(child: Child) -> std::io::Result<(i32, u64)> {
+pub(super) fn wait(child: &mut Child) -> std::io::Result<(i32, u64)> {
     let pid = child.id().cast_signed();
     let mut status = 0;
     // SAFETY: `rusage` consists of integers, for which zero is a value.

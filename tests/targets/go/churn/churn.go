@@ -22,6 +22,27 @@ type record struct {
 	fields [5]int64
 }
 
+// node is 96 bytes and part of a heap that only stands there: a tree.
+type node struct {
+	children [4]*node
+	rest     [64]byte
+}
+
+// heap is what `-heap` asks for.
+var heap *node
+
+// tree has so many nodes.
+func tree(nodes int) *node {
+	if nodes == 0 {
+		return nil
+	}
+	top := &node{}
+	for i := range top.children {
+		top.children[i] = tree((nodes - 1 + i) / len(top.children))
+	}
+	return top
+}
+
 // counter stands alone on its cache lines.
 type counter struct {
 	objects atomic.Int64
@@ -50,6 +71,7 @@ func work(count *counter, spin int) {
 func main() {
 	workers := flag.Int("workers", runtime.GOMAXPROCS(0), "goroutines that allocate")
 	spin := flag.Int("spin", 0, "steps of other work for each object")
+	standing := flag.Int("heap", 0, "MiB of objects that are kept beside it, of 96 bytes each")
 	interval := flag.Duration("interval", time.Second, "how often the throughput is printed")
 	rounds := flag.Int("rounds", 0, "stop after so many lines; 0: when stdin closes or a signal comes")
 	flag.Parse()
@@ -72,6 +94,7 @@ func main() {
 	}
 	fmt.Printf("{\"ready\":true,\"pid\":%d}\n", os.Getpid())
 
+	heap = tree(*standing << 20 / 96)
 	started := time.Now()
 	last, lastTotal := started, int64(0)
 	ticks := time.NewTicker(*interval)

@@ -1,0 +1,112 @@
+//! What `leaktrace why` takes for heaps of three sizes, and what it costs the program meanwhile.
+
+use std::{
+    process::{Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, ensure};
+
+use super::{SETTLE, spread, throughput};
+use crate::{bench::report::wait, go, run, run::as_root, service::Service, workspace};
+
+/// What a case has in its name.
+pub(super) const NAME: &str = "why of a large heap";
+
+/// What is kept, in MiB, in objects of 96 bytes. With what it allocates between two collections the heap is about
+/// twice as large: 0.25, 1 and 2 GiB.
+const KEPT: [u64; 3] = [128, 512, 1024];
+
+/// How long the program takes to make the largest heap, at most.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Looks at a program that allocates beside its heap, `turns` times.
+///
+/// # Errors
+///
+/// When a command fails or the program ends.
+pub(super) fn measure(turns: u32, window: Duration, workers: Option<u32>) -> Result<()> {
+    println!(
+        "\n{NAME}, objects of 96 bytes          whole command, s         peak memory, MiB   throughput meanwhile"
+    );
+    for heap in KEPT {
+        let program = workspace::targets().join(format!("churn-{}", go::NEWEST.number));
+        let (heap_text, workers) = (heap.to_string(), workers.unwrap_or(1).to_string());
+        let mut arguments = vec![
+            "-interval",
+            "250ms",
+            "-heap",
+            &heap_text,
+            "-workers",
+            &workers,
+        ];
+        arguments.extend(super::SLOWER);
+        let service = Service::start(&program, &arguments)?;
+        wait_for(&service)?;
+        let (mut seconds, mut ratios, mut peak) = (Vec::new(), Vec::new(), 0);
+        for _ in 0..turns {
+            let before = throughput(&service, window)?;
+            let (meanwhile, took, peak_bytes) = look(&service)?;
+            thread::sleep(SETTLE);
+            let after = throughput(&service, window)?;
+            ratios.push(meanwhile / f64::midpoint(before, after));
+            seconds.push(took.as_secs_f64());
+            peak = peak.max(peak_bytes >> 20);
+        }
+        println!(
+            "  {heap:>5} MiB kept, {:>4.1} M objects {:>30} {peak:>12} {:>30}",
+            heap as f64 * 1.048_576 / 96.0,
+            spread(&mut seconds, 2),
+            spread(&mut ratios, 3)
+        );
+    }
+    Ok(())
+}
+
+/// Waits until the heap is there and the program prints its throughput.
+fn wait_for(service: &Service) -> Result<()> {
+    let end = Instant::now() + PATIENCE;
+    while Instant::now() < end {
+        if throughput(service, Duration::from_secs(1)).is_ok() {
+            return Ok(());
+        }
+    }
+    anyhow::bail!("the sample program did not make its heap within {PATIENCE:?}")
+}
+
+/// The program's throughput while it is looked at, how long that took, and its most resident memory in bytes.
+fn look(service: &Service) -> Result<(f64, Duration, u64)> {
+    let mut command: Command = as_root(workspace::leaktrace());
+    command
+        .args(["why", "-p", &service.pid().to_string(), "--format", "json"])
+        .stdout(Stdio::null());
+    let start = Instant::now();
+    let mut child = command
+        .spawn()
+        .with_context(|| format!("failed to start `{}`", run::line(&command)))?;
+    let ended = thread::spawn(move || {
+        let waited = wait(&mut child);
+        (waited, Instant::now())
+    });
+    let mut rates = Vec::new();
+    while !ended.is_finished() {
+        rates.extend(throughput(service, Duration::from_millis(600)).ok());
+    }
+    let (waited, end) = ended
+        .join()
+        .ok()
+        .context("failed to wait for `leaktrace why`")?;
+    let (status, peak_bytes) = waited.context("failed to wait for `leaktrace why`")?;
+    ensure!(
+        status == 0,
+        "`{}` failed: wait status {status:#x}",
+        run::line(&command)
+    );
+    ensure!(
+        !rates.is_empty(),
+        "the sample program said nothing meanwhile"
+    );
+    let mean = rates.iter().sum::<f64>() / rates.len() as f64;
+    Ok((mean, end - start, peak_bytes))
+}
