@@ -64,6 +64,9 @@ pub const LIVE_REMOVED: u32 = 2;
 /// Entries of that array.
 pub const LIVE_STATES: u32 = 3;
 
+/// In the value of the `ENDING` array: the kernel has chosen the target to be killed for want of memory.
+pub const OOM_VICTIM: u64 = 1 << 0;
+
 /// Key of the per-CPU counters: one allocation site, one kind of memory.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -18,6 +18,12 @@ pub fn is_target() -> bool {
     tgid() == TARGET_TGID.load()
 }
 
+/// Whether the thread is the target's first, by which the process is known.
+#[inline(always)]
+pub fn is_leader(tid: u32) -> bool {
+    tid == TARGET_TGID.load()
+}
+
 /// Whether it belongs to the target or to another process that is followed.
 #[inline(always)]
 pub fn is_followed() -> bool {

@@ -19,6 +19,7 @@ mod stack;
 mod live;
 mod events;
 mod processes;
+mod oom;
 mod call;
 mod vm;
 mod go;
@@ -94,6 +95,12 @@ fn exec(ctx: TracePointContext) -> u32 {
 #[tracepoint]
 fn new_task(ctx: TracePointContext) -> u32 {
     followed(&ctx, processes::try_new)
+}
+
+/// `oom:mark_victim`: the kernel kills a process for want of memory.
+#[tracepoint]
+fn oom_victim(ctx: TracePointContext) -> u32 {
+    run(&ctx, true, oom::try_victim)
 }
 
 /// `runtime.setprofilebucket`: the Go sampler took an object.

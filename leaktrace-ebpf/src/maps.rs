@@ -51,6 +51,10 @@ pub static LOSSES: PerCpuArray<u64> = PerCpuArray::with_max_entries(loss::COUNT,
 #[map]
 pub static EVENTS: RingBuf = RingBuf::with_byte_size(4096, 0);
 
+/// How the target is about to end: one value. Not an event, so that no flood of these can lose it.
+#[map]
+pub static ENDING: Array<u64> = Array::with_max_entries(1, 0);
+
 /// System calls under way, by thread.
 #[map]
 pub static INFLIGHT: HashMap<u64, crate::call::Call> = HashMap::with_max_entries(1, 0);

@@ -315,7 +315,8 @@ async fn watch(
         // It can only have panicked, which it has said itself.
         let _ = detaching.join();
     }
-    Ok(end)
+    let is_oom = end == schema::End::TargetExit && session.drain.kernel().is_oom_victim()?;
+    Ok(if is_oom { schema::End::TargetOom } else { end })
 }
 
 /// What is attached, and what has been seen of it.
@@ -352,6 +353,10 @@ impl Session<'_> {
         self.t_ns = self.start.elapsed().as_nanos() as u64;
         let mut interval = self.drain.interval(self.t_ns)?;
         interval.memory = self.memory.read();
+        // Of a process that is being killed the kernel takes the memory before it is gone.
+        if self.drain.kernel().is_oom_victim()? {
+            interval.memory = None;
+        }
         if let Some(goroutines) = &mut self.goroutines {
             let purpose = match is_last {
                 true => Purpose::Last(self.drain.live_samples()?),

@@ -6,6 +6,7 @@
 mod blocks;
 mod browser;
 mod matrix;
+mod memory_cgroup;
 mod served;
 mod service;
 mod terminal;
@@ -16,6 +17,7 @@ mod watchdog;
 pub use blocks::{Counts, blocks_of, told};
 pub use browser::Browser;
 pub use matrix::{go_modes, go_versions};
+pub use memory_cgroup::MemoryCgroup;
 pub use served::{get, record_what_is_served};
 pub use service::Service;
 pub use terminal::Terminal;

@@ -11,7 +11,7 @@ use std::{
 use serde_json::Value;
 
 /// Names of our programs, as far as the kernel keeps them (15 bytes).
-const PROGRAMS: [&str; 19] = [
+const PROGRAMS: [&str; 20] = [
     "enter_mmap",
     "exit_mmap",
     "enter_munmap",
@@ -21,6 +21,7 @@ const PROGRAMS: [&str; 19] = [
     "enter_brk",
     "exit_brk",
     "exec",
+    "oom_victim",
     "go_sample",
     "go_free",
     "go_gc",
@@ -32,12 +33,13 @@ const PROGRAMS: [&str; 19] = [
     "malloc_free",
     "thread_exit",
 ];
-const MAPS: [&str; 13] = [
+const MAPS: [&str; 14] = [
     "STACKS",
     "LIVE",
     "COUNTERS",
     "LOSSES",
     "EVENTS",
+    "ENDING",
     "INFLIGHT",
     "SCRATCH",
     "GC_CYCLES",

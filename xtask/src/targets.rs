@@ -11,7 +11,7 @@
 //! | `…-nopprof` | `reload`, `pipeline` and `churn` without the sampler: `runtime.MemProfileRate` is 0 |
 //! | `vm`, `rates` | `tests/targets/c/vm.c` and `rates.c` |
 //! | `allocs`, `allocs-static`, `allocs-musl` | `tests/targets/native/allocs.c` with glibc, with glibc inside, with musl inside |
-//! | `sizes`, `pairs`, `turnover`, `surge`, `forks` | `tests/targets/native/sizes.c`, `pairs.c`, `turnover.c`, `surge.c` and `forks.c` |
+//! | `sizes`, `pairs`, `turnover`, `surge`, `forks`, `hoard` | `tests/targets/native/sizes.c`, and so on |
 //! | `operators`, `libhidden.so` | `tests/targets/native/operators.cpp`, and `hidden.c`: an allocator whose returns cannot be found |
 //! | `rusty` | `tests/targets/rust/rusty`, with jemalloc inside |
 //! | `stacks`, `libplugin.so` | `tests/targets/cpp`: optimized, without frame pointers, stripped; their debug information is in `debug/` |
@@ -252,7 +252,7 @@ struct Native {
     arguments: &'static [&'static str],
 }
 
-const NATIVE: [Native; 12] = [
+const NATIVE: [Native; 13] = [
     Native {
         name: "allocs",
         source: "allocs.c",
@@ -320,6 +320,12 @@ const NATIVE: [Native; 12] = [
         source: "kept.c",
         compiler: "gcc",
         arguments: &["-fsanitize=leak", "-DSANITIZED"],
+    },
+    Native {
+        name: "hoard",
+        source: "hoard.c",
+        compiler: "gcc",
+        arguments: &[],
     },
     Native {
         name: "operators",

@@ -13,8 +13,8 @@ use aya::{
 };
 use leaktrace_common::{
     BlockEvent, CLASS_BITS, GoSample, GoSampling, LIVE_LEVEL, LIVE_REMOVED, LiveObject,
-    MALLOC_ALLOC_BYTES, MALLOC_ALLOCS, MALLOC_FREES, PROCESS_SHIFT, SAMPLING_LEVELS, SiteCounters,
-    SiteKey, StackId, StackRecord, VmEvent, loss,
+    MALLOC_ALLOC_BYTES, MALLOC_ALLOCS, MALLOC_FREES, OOM_VICTIM, PROCESS_SHIFT, SAMPLING_LEVELS,
+    SiteCounters, SiteKey, StackId, StackRecord, VmEvent, loss,
 };
 
 use crate::capture::schema;
@@ -38,6 +38,7 @@ pub struct Kernel {
     processes: HashMap<MapData, u32, u64>,
     process_numbers: Queue<MapData, u64>,
     blocks: RingBuf<MapData>,
+    ending: Array<MapData, u64>,
     sizes: MapSizes,
     cpus: usize,
 }
@@ -67,6 +68,7 @@ impl Kernel {
             processes: typed(ebpf, "PROCESSES")?,
             process_numbers: typed(ebpf, "PROCESS_NUMBERS")?,
             blocks: typed(ebpf, "BLOCKS")?,
+            ending: typed(ebpf, "ENDING")?,
             sizes,
             cpus: nr_cpus().map_err(|(_, error)| LoadError::other("count the CPUs", error))?,
         })
@@ -85,6 +87,17 @@ impl Kernel {
                 return Some(event);
             }
         }
+    }
+
+    /// Whether the kernel has chosen the target to be killed for want of memory.
+    ///
+    /// # Errors
+    ///
+    /// The map cannot be read.
+    pub fn is_oom_victim(&self) -> Result<bool, LoadError> {
+        let ending = self.ending.get(&0, 0);
+        let ending = ending.map_err(|error| LoadError::other("read how the target ends", error))?;
+        Ok(ending & OOM_VICTIM != 0)
     }
 
     /// Our own samples that their ring buffer can hold.

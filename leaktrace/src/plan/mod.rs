@@ -219,6 +219,12 @@ impl Plan {
             name: "sched_process_exec",
             purpose: "the process becomes another program",
         });
+        plan.tracepoints.push(Tracepoint {
+            program: "oom_victim",
+            category: "oom",
+            name: "mark_victim",
+            purpose: "the kernel kills the process for want of memory",
+        });
         if families.vm {
             plan.tracepoints.extend(VM);
         }

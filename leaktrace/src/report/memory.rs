@@ -108,15 +108,18 @@ fn parts(memory: &Memory, is_go: bool) -> Vec<(Name, i64)> {
 
 /// The statement of a capture.
 pub(super) fn statement(capture: &Capture) -> MemoryReport {
-    let mut states = capture
-        .intervals
-        .iter()
-        .filter_map(|interval| interval.memory.as_ref())
-        .filter(|memory| memory.rss.is_some());
-    let Some(attach) = states.next() else {
+    let mut states = capture.intervals.iter().filter_map(|interval| {
+        let memory = interval.memory.as_ref()?;
+        memory.rss.map(|_| (interval.t_ns, memory))
+    });
+    let Some((attach_ns, attach)) = states.next() else {
         return MemoryReport::default();
     };
-    let end = states.next_back().unwrap_or(attach);
+    let (end_ns, end) = states.next_back().unwrap_or((attach_ns, attach));
+    let is_before_end = capture
+        .intervals
+        .last()
+        .is_some_and(|last| last.t_ns > end_ns);
     let target = capture.header.target.as_ref();
     let is_go = target.is_some_and(|target| target.go.is_some());
     let before = parts(attach, is_go);
@@ -136,6 +139,7 @@ pub(super) fn statement(capture: &Capture) -> MemoryReport {
     MemoryReport {
         allocators: None,
         rss_bytes: end.rss,
+        end_s: is_before_end.then(|| milli(end_ns as f64 / 1e9)),
         rss_attach_bytes: attach.rss,
         anonymous_bytes: end.anonymous,
         swap_bytes: end.swap,
@@ -181,7 +185,13 @@ pub(super) fn lines(memory: &MemoryReport) -> Vec<String> {
     let line = |bytes: i64, before: Option<i64>, text: &str| {
         format!("  {} {}  {text}", column(Some(bytes)), column(before))
     };
-    let mut lines = vec![format!("memory:  {:>7}  at attach", "at end")];
+    let end = memory.end_s.map_or("at end".to_owned(), |end| {
+        format!("at {}", human::seconds(end))
+    });
+    let mut lines = vec![format!("memory:  {end:>7}  at attach")];
+    if memory.end_s.is_some() {
+        lines.push("  as last read before the process was gone".to_owned());
+    }
     let objects = memory
         .heap_objects_bytes
         .map(|bytes| format!(" ({} of it in objects)", human::bytes(bytes as f64)));

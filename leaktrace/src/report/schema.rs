@@ -377,6 +377,9 @@ pub struct MemoryReport {
     /// Resident.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rss_bytes: Option<u64>,
+    /// When the end was read, in seconds since the window opened, if the target was gone in the end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub end_s: Option<f64>,
     /// Resident at the attach.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rss_attach_bytes: Option<u64>,

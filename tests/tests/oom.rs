@@ -1,0 +1,118 @@
+//! The kernel kills for want of memory: the capture is closed with the state at death.
+
+use std::{fs, os::unix::process::ExitStatusExt as _, path::Path, process::Command};
+
+use leaktrace_tests::{Finished, Leaktrace, MemoryCgroup, Service, assert_nothing_left, run};
+use serde_json::Value;
+use tempfile::TempDir;
+
+const MIB: u64 = 1 << 20;
+/// What a process may have.
+const LIMIT: u64 = 160 * MIB;
+
+/// The report in words.
+fn text(file: &Path) -> String {
+    let output = run(["report".as_ref(), file.as_os_str()]);
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// Live bytes of the sites of a kind that have a function in their stack.
+fn live(report: &Value, kind: &str, function: &str) -> u64 {
+    let sites = report["sites"].as_array().unwrap();
+    let ours = sites
+        .iter()
+        .filter(|site| site["kind"] == kind && site["stack"].to_string().contains(function));
+    ours.map(|site| site["live_bytes"].as_u64().unwrap()).sum()
+}
+
+/// What holds of every capture that ends so.
+fn closed_by_the_kernel(finished: &Finished) -> Value {
+    assert_eq!(finished.code, Some(0), "{}", finished.stderr);
+    let report = finished.report();
+    let window = &report["window"];
+    assert_eq!(window["end"], "target-oom", "{window:#}");
+    let text = text(&finished.file);
+    assert!(text.contains("target-oom"), "{text}");
+    // Of the last interval there was nothing to read; the one before is at most a second older.
+    let memory = &report["memory"];
+    let since = window["duration_s"].as_f64().unwrap() - memory["end_s"].as_f64().unwrap();
+    assert!((0.0..1.3).contains(&since), "{window:#}{memory:#}");
+    assert!(
+        text.contains("as last read before the process was gone"),
+        "{text}"
+    );
+    // Never what the kernel had left of it while it was being killed.
+    let rss = memory["rss_bytes"].as_u64().unwrap();
+    assert!((LIMIT / 2..LIMIT + 16 * MIB).contains(&rss), "{rss}");
+    assert_nothing_left();
+    report
+}
+
+/// Each block that was there when it was killed is in the report.
+#[test]
+fn a_native_program() {
+    const BLOCK: u64 = 65536;
+    let folder = TempDir::new().unwrap();
+    let told = folder.path().join("blocks");
+    fs::write(&told, [0; 8]).unwrap();
+    let mut service = Service::start("hoard", [&told]);
+    service.line();
+    let group = MemoryCgroup::new(LIMIT);
+    group.take(service.pid());
+    let run = Leaktrace::record(service.pid(), ["--interval", "500ms"]);
+    service.say("go");
+    let finished = run.wait();
+    let report = closed_by_the_kernel(&finished);
+    let blocks = u64::from_le_bytes(fs::read(&told).unwrap().try_into().unwrap());
+    assert!(blocks * BLOCK > LIMIT / 2, "{blocks}");
+    let live = live(&report, "malloc", "hoard");
+    // It died while it filled the last one, or before it had counted that.
+    assert!(
+        live == blocks * BLOCK || live == (blocks + 1) * BLOCK,
+        "{live} bytes live, {blocks} blocks kept"
+    );
+}
+
+/// Go's own profile is gone with the process: since the last interval the probes alone have counted.
+#[test]
+fn a_go_service() {
+    let args = ["-leak-bytes-per-s=33554432", "-leak-limit-bytes=0"];
+    let group = MemoryCgroup::new(LIMIT);
+    let mut service = Service::start("reload-1.27.3", args);
+    group.take(service.pid());
+    service.wait_for("leaked_bytes", 1.0);
+    let run = Leaktrace::record(service.pid(), ["--interval", "500ms"]);
+    let finished = run.wait();
+    let report = closed_by_the_kernel(&finished);
+    // It tells once a second, and one sample stands for 512 KiB.
+    let leaked = service.truth("leaked_bytes");
+    let live = live(&report, "go_heap", "main.(*reloader).leak") as f64;
+    let (low, high) = (0.75 * leaked, 1.25 * (leaked + 34e6));
+    assert!(
+        (low..high).contains(&live),
+        "{live} bytes live, {leaked} leaked a moment before"
+    );
+}
+
+/// Who is killed is another process of the same control group.
+#[test]
+fn a_neighbour() {
+    let mut service = Service::start("reload-1.27.3", [""; 0]);
+    service.wait_for("leaked_bytes", 1.0);
+    let group = MemoryCgroup::new(LIMIT);
+    let run = Leaktrace::record(service.pid(), [""; 0]);
+    group.take(service.pid());
+    let eater = "echo $$ > \"$0\"; echo 1000 > /proc/self/oom_score_adj; exec tail /dev/zero";
+    let mut eater = Command::new("sh")
+        .args(["-c", eater])
+        .arg(group.processes())
+        .spawn()
+        .unwrap();
+    assert_eq!(eater.wait().unwrap().signal(), Some(9));
+    assert!(service.is_running());
+    service.end();
+    let finished = run.wait();
+    let report = finished.report();
+    assert_eq!(report["window"]["end"], "target-exit", "{report:#}");
+    assert_nothing_left();
+}
