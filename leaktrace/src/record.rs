@@ -45,7 +45,6 @@ use crate::{
     sampling::OwnSampling,
     stop_signals::StopSignals,
     target::{Target, maps::Modules},
-    why::Watch,
     windows::MallocWindows,
 };
 
@@ -305,10 +304,8 @@ async fn watch(
     session.memory.whole_next();
     session.interval(recorder, true)?;
     if let Some(max_memory) = options.retention {
-        let progress = |watch: &Watch| recorder.looking(watch);
-        let signals = &mut ends.signals;
-        let found = session.look_for_references(max_memory, in_windows, signals, progress);
-        session.retention = found.await;
+        let look = session.look_for_references(max_memory, in_windows, &mut ends.signals, recorder);
+        look.await;
     }
     session.forks.iter_mut().for_each(Forks::stop);
     for detaching in session.detaching.drain(..) {

@@ -6,9 +6,8 @@ use std::{collections::HashMap, sync::Arc};
 use anyhow::{Context as _, Result, bail};
 use procfs::process::MMapPath;
 
-use super::{Session, limit, retention};
+use super::{Recorder, Session, limit, retention};
 use crate::{
-    capture::schema,
     go::{DataSymbols, Place},
     inventory::references::{self, Block, Fate, Looked, Root},
     overhead::Family,
@@ -30,25 +29,21 @@ const HOLDERS: usize = 8;
 
 impl Session<'_> {
     /// Looks what still points to the blocks that are alive, in so many bytes of memory at most. A signal ends
-    /// it early. `None`: native allocators are not followed. What cannot be told becomes a limit.
+    /// it early. What cannot be told becomes a limit.
     pub(super) async fn look_for_references(
         &mut self,
         max_memory: u64,
         in_windows: bool,
         signals: &mut StopSignals,
-        mut progress: impl FnMut(&Watch),
-    ) -> Option<schema::Retention> {
+        recorder: &mut dyn Recorder,
+    ) {
         if !self.drain.follows_malloc() && !in_windows {
-            return None;
+            return;
         }
-        let found = self.references(max_memory, in_windows, signals, &mut progress);
-        let found = found.await.and_then(|mut why| retention::block(&mut why));
-        match found {
-            Ok(found) => Some(found),
-            Err(error) => {
-                self.limits.push(limit(WHAT, &format!("{error:#}")));
-                None
-            }
+        let found = self.references(max_memory, in_windows, signals, recorder);
+        match found.await.and_then(|mut why| retention::block(&mut why)) {
+            Ok(found) => self.retention = Some(found),
+            Err(error) => self.limits.push(limit(WHAT, &format!("{error:#}"))),
         }
     }
 
@@ -57,7 +52,7 @@ impl Session<'_> {
         max_memory: u64,
         in_windows: bool,
         signals: &mut StopSignals,
-        progress: &mut impl FnMut(&Watch),
+        recorder: &mut dyn Recorder,
     ) -> Result<Why> {
         if in_windows {
             bail!("their frees between windows are not seen, so nobody knows which of them live");
@@ -91,7 +86,7 @@ impl Session<'_> {
                 biased;
                 found = &mut search => break found.context("failed to look at the memory")?,
                 () = signals.recv() => watch.stop(),
-                _ = ticks.tick() => progress(&watch),
+                _ = ticks.tick() => recorder.looking(&watch),
             }
         };
         let mut tally = Tally::new(&found);
