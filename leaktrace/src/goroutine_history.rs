@@ -266,13 +266,8 @@ mod tests {
 
     fn capture(intervals: Vec<Interval>) -> Capture {
         Capture {
-            header: Header::default(),
-            intervals_read: intervals.len() as u64,
-            intervals,
-            symbols: None,
-            retention: Vec::new(),
             how_it_ended: Ended::Truncated { at: 0 },
-            notes: Vec::new(),
+            ..Capture::of(Header::default(), intervals)
         }
     }
 

@@ -4,6 +4,7 @@
 //! `leaktrace record`, whose recorder writes a file.
 
 mod attach;
+mod clocks;
 mod code;
 mod ends;
 mod file;
@@ -18,13 +19,7 @@ mod references;
 mod retention;
 mod unwind;
 
-use std::{
-    future::Future,
-    io,
-    pin::pin,
-    thread::JoinHandle,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::{future::Future, io, pin::pin, thread::JoinHandle, time::Duration};
 
 use anyhow::{Context as _, Result};
 use tokio::{
@@ -48,16 +43,16 @@ use crate::{
     windows::MallocWindows,
 };
 
-pub(crate) use self::file::default_file;
+use self::{
+    clocks::Suspended, ends::Ends, forks::Forks, forks::new_processes, heap_profile::HeapProfile,
+    late_objects::LateObjects, overhead::Overhead, unwind::Unwind,
+};
+pub(crate) use self::{clocks::monotonic_ns, file::default_file};
 pub use self::{
     code::Code,
     file::{Progress, Recorded, State, record},
     malloc::Sample,
     recorder::{Ending, Now, Recorder},
-};
-use self::{
-    ends::Ends, forks::Forks, forks::new_processes, heap_profile::HeapProfile,
-    late_objects::LateObjects, overhead::Overhead, unwind::Unwind,
 };
 
 /// How often the ring buffer is emptied at least.
@@ -331,6 +326,7 @@ struct Session<'a> {
     detaching: Vec<JoinHandle<()>>,
     limits: Vec<schema::Limit>,
     retention: Option<schema::Retention>,
+    suspended: Suspended,
     start: Instant,
     intervals: u32,
     t_ns: u64,
@@ -448,6 +444,7 @@ impl Session<'_> {
             .chain(self.forks.iter().flat_map(Forks::limits))
             .chain(self.unwind.0.limits())
             .chain(self.memory.limits().iter().cloned())
+            .chain(self.suspended.limit(&Suspended::now()))
             .collect()
     }
 
@@ -484,16 +481,4 @@ fn limit(what: &str, reason: &str) -> schema::Limit {
         what: what.to_owned(),
         reason: reason.to_owned(),
     }
-}
-
-fn unix_ns() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_nanos() as u64)
-}
-
-/// `CLOCK_MONOTONIC`, the kernel side's clock.
-pub(crate) fn monotonic_ns() -> u64 {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }

@@ -5,6 +5,7 @@
 
 mod blocks;
 mod browser;
+mod hoard;
 mod matrix;
 mod memory_cgroup;
 mod served;
@@ -16,6 +17,7 @@ mod watchdog;
 
 pub use blocks::{Counts, blocks_of, told};
 pub use browser::Browser;
+pub use hoard::Hoard;
 pub use matrix::{go_modes, go_versions};
 pub use memory_cgroup::MemoryCgroup;
 pub use served::{get, record_what_is_served};

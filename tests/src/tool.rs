@@ -38,7 +38,21 @@ impl Leaktrace {
     ///
     /// It does not attach.
     pub fn record<A: AsRef<OsStr>>(pid: i32, args: impl IntoIterator<Item = A>) -> Self {
-        Self::start(Command::new(super::leaktrace_binary()), pid, args)
+        Self::start(Command::new(super::leaktrace_binary()), None, pid, args)
+    }
+
+    /// The same into this file.
+    ///
+    /// # Panics
+    ///
+    /// It does not attach.
+    pub fn record_to<A: AsRef<OsStr>>(
+        file: &Path,
+        pid: i32,
+        args: impl IntoIterator<Item = A>,
+    ) -> Self {
+        let command = Command::new(super::leaktrace_binary());
+        Self::start(command, Some(file), pid, args)
     }
 
     /// The same where no file can grow beyond `bytes`: as on a disk that becomes full.
@@ -55,16 +69,18 @@ impl Leaktrace {
         limited
             .arg(format!("--fsize={bytes}"))
             .arg(super::leaktrace_binary());
-        Self::start(limited, pid, args)
+        Self::start(limited, None, pid, args)
     }
 
     fn start<A: AsRef<OsStr>>(
         mut command: Command,
+        file: Option<&Path>,
         pid: i32,
         args: impl IntoIterator<Item = A>,
     ) -> Self {
         let folder = TempDir::new().expect("a temporary folder");
-        let file = folder.path().join("capture.leaktrace");
+        let own = || folder.path().join("capture.leaktrace");
+        let file = file.map_or_else(own, Path::to_path_buf);
         let mut child = command
             .args(["record", "-p", &pid.to_string(), "-o"])
             .arg(&file)

@@ -1,10 +1,11 @@
 //! The kernel kills for want of memory: the capture is closed with the state at death.
 
-use std::{fs, os::unix::process::ExitStatusExt as _, path::Path, process::Command};
+use std::{os::unix::process::ExitStatusExt as _, path::Path, process::Command};
 
-use leaktrace_tests::{Finished, Leaktrace, MemoryCgroup, Service, assert_nothing_left, run};
+use leaktrace_tests::{
+    Finished, Hoard, Leaktrace, MemoryCgroup, Service, assert_nothing_left, run,
+};
 use serde_json::Value;
-use tempfile::TempDir;
 
 const MIB: u64 = 1 << 20;
 /// What a process may have.
@@ -51,26 +52,14 @@ fn closed_by_the_kernel(finished: &Finished) -> Value {
 /// Each block that was there when it was killed is in the report.
 #[test]
 fn a_native_program() {
-    const BLOCK: u64 = 65536;
-    let folder = TempDir::new().unwrap();
-    let told = folder.path().join("blocks");
-    fs::write(&told, [0; 8]).unwrap();
-    let mut service = Service::start("hoard", [&told]);
-    service.line();
+    let mut hoard = Hoard::start();
     let group = MemoryCgroup::new(LIMIT);
-    group.take(service.pid());
-    let run = Leaktrace::record(service.pid(), ["--interval", "500ms"]);
-    service.say("go");
+    group.take(hoard.pid());
+    let run = Leaktrace::record(hoard.pid(), ["--interval", "500ms"]);
+    hoard.go();
     let finished = run.wait();
     let report = closed_by_the_kernel(&finished);
-    let blocks = u64::from_le_bytes(fs::read(&told).unwrap().try_into().unwrap());
-    assert!(blocks * BLOCK > LIMIT / 2, "{blocks}");
-    let live = live(&report, "malloc", "hoard");
-    // It died while it filled the last one, or before it had counted that.
-    assert!(
-        live == blocks * BLOCK || live == (blocks + 1) * BLOCK,
-        "{live} bytes live, {blocks} blocks kept"
-    );
+    hoard.assert_all_seen(&report);
 }
 
 /// Go's own profile is gone with the process: since the last interval the probes alone have counted.

@@ -234,7 +234,8 @@ pub(crate) fn integration_tests(scope: Scope, counts: &mut Counts) -> Result<()>
     if scope == Scope::Full {
         let versions = scope.go_versions().into_iter();
         let versions: Vec<_> = versions.map(|version| version.number).collect();
-        test.env("LEAKTRACE_GO_VERSIONS", versions.join(","));
+        test.env("LEAKTRACE_GO_VERSIONS", versions.join(","))
+            .env("LEAKTRACE_FULL", "1");
     }
     count(&mut test, counts)
 }

@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use super::{
-    Capture, CaptureWriter, Ended, WriteError, coarsen,
+    Capture, CaptureWriter, Ended, Pauses, WriteError, coarsen,
     schema::{Close, End, Header, Interval, Limit, Loss, Symbols},
 };
 
@@ -36,6 +36,7 @@ impl LiveCapture {
                 header,
                 intervals: Vec::new(),
                 intervals_read: 0,
+                pauses: Pauses::default(),
                 symbols: None,
                 retention: Vec::new(),
                 how_it_ended: Ended::Closed(close.clone()),
@@ -59,6 +60,8 @@ impl LiveCapture {
         }
         self.capture.how_it_ended = Ended::Closed(self.close.clone());
         self.capture.intervals_read += 1;
+        let planned_ns = self.capture.header.interval_ns;
+        self.capture.pauses.interval(interval.t_ns, planned_ns);
         coarsen::shrink(&mut interval);
         let intervals = &mut self.capture.intervals;
         let begins = self.in_last == 0 || self.in_last == self.stride;
@@ -101,7 +104,10 @@ impl LiveCapture {
     /// The output refuses.
     pub fn write<W: Write>(&self, symbols: &Symbols, out: W) -> Result<W, WriteError> {
         let mut writer = CaptureWriter::new(out)?;
-        writer.header(&self.capture.header)?;
+        let mut header = self.capture.header.clone();
+        // Of those in the file.
+        header.interval_ns = header.interval_ns.saturating_mul(self.stride as u64);
+        writer.header(&header)?;
         for interval in &self.capture.intervals {
             writer.interval(interval)?;
         }

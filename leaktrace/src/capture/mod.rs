@@ -22,6 +22,7 @@ mod block;
 mod write;
 mod coarsen;
 mod windows;
+mod pauses;
 mod read;
 mod live;
 #[cfg(test)]
@@ -29,5 +30,6 @@ mod tests;
 
 pub use block::{FORMAT_VERSION, MAGIC};
 pub use live::LiveCapture;
+pub use pauses::Pauses;
 pub use read::{Capture, Damage, Ended, Limits, ReadError};
 pub use write::{CaptureWriter, WriteError};

@@ -11,6 +11,7 @@ use super::block::{
     FRAME_LEN, Frame, MAGIC, PREAMBLE_LEN, checksum,
 };
 use super::coarsen::Joiner;
+use super::pauses::Pauses;
 use super::schema;
 
 /// Largest zstd window accepted, as a power of two: 8 MiB.
@@ -59,6 +60,8 @@ pub struct Capture {
     pub intervals: Vec<schema::Interval>,
     /// How many intervals the file has.
     pub intervals_read: u64,
+    /// Times in which the recorder did not run.
+    pub pauses: Pauses,
     /// The last block of symbols; none in a capture that was not closed.
     pub symbols: Option<schema::Symbols>,
     /// What keeps objects alive, if that was asked for and found: of a Go heap, of native allocators.
@@ -76,6 +79,7 @@ impl Capture {
             header,
             intervals_read: intervals.len() as u64,
             intervals,
+            pauses: Pauses::default(),
             symbols: None,
             retention: Vec::new(),
             how_it_ended: Ended::Closed(schema::Close::default()),
@@ -192,6 +196,7 @@ impl Capture {
             header,
             intervals: Vec::new(),
             intervals_read: 0,
+            pauses: Pauses::default(),
             symbols: None,
             retention: Vec::new(),
             how_it_ended: Ended::Truncated { at: blocks.at },
@@ -262,6 +267,7 @@ impl Capture {
                     return Err(Damage::Order("the interval's index does not rise"));
                 }
                 blocks.last_index = Some(interval.index);
+                self.pauses.interval(interval.t_ns, self.header.interval_ns);
                 blocks.recharge(keep(interval));
                 self.intervals_read += 1;
             }

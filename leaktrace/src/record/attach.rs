@@ -5,15 +5,14 @@ use tokio::time::Instant;
 
 use super::{
     Code, Options, Recorder, Sample, Session, Unwind,
+    clocks::{Suspended, monotonic_ns, unix_ns},
     forks::Forks,
     header,
     heap_profile::HeapProfile,
     late_objects::LateObjects,
     limit,
     malloc::{self, Begun},
-    monotonic_ns,
     overhead::{self, Overhead},
-    unix_ns,
 };
 use crate::{
     address_space::AddressSpace,
@@ -131,6 +130,7 @@ pub(super) fn attach<'a>(
         detaching: Vec::new(),
         limits,
         retention: None,
+        suspended: Suspended::now(),
         start,
         intervals: 0,
         t_ns: 0,

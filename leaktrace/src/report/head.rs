@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 
 use super::build::milli;
+use super::human;
 use super::schema::{
     GoReport, LimitReport, MallocReport, Method, SamplerSwitchReport, TargetReport, WindowReport,
 };
 use crate::capture::schema::{End, SamplerEnd};
-use crate::capture::{Capture, Ended};
+use crate::capture::{Capture, Ended, Pauses};
 use crate::live_heap::LiveHeap;
 
 pub(super) fn target(capture: &Capture) -> TargetReport {
@@ -143,12 +144,33 @@ pub(super) fn limits(capture: &Capture) -> Vec<LimitReport> {
         _ => &[],
     };
     let limits = capture.header.limits.iter().chain(found);
-    limits
-        .map(|limit| LimitReport {
-            what: limit.what.clone(),
-            reason: limit.reason.clone(),
-        })
-        .collect()
+    let limits = limits.map(|limit| LimitReport {
+        what: limit.what.clone(),
+        reason: limit.reason.clone(),
+    });
+    limits.chain(pauses(&capture.pauses)).collect()
+}
+
+/// The times in which leaktrace did not run.
+fn pauses(pauses: &Pauses) -> Option<LimitReport> {
+    let seconds = |ns: u64| human::seconds(milli(ns as f64 / 1e9));
+    let (from, to) = pauses.longest_ns;
+    let between = format!("between {} and {}", seconds(from), seconds(to));
+    let which = match pauses.count {
+        0 => return None,
+        1 => between,
+        count => format!(
+            "{count} times, for {} in all, the longest {between}",
+            seconds(pauses.total_ns)
+        ),
+    };
+    Some(LimitReport {
+        what: "some of the time by itself".to_owned(),
+        reason: format!(
+            "leaktrace did not run {which}: it was stopped, or the machine had no time for it; what the kernel \
+             counted meanwhile is in the interval behind it"
+        ),
+    })
 }
 
 /// How native allocators were traced.

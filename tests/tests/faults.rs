@@ -1,0 +1,284 @@
+//! What goes wrong around a recording: the target is not harmed, nothing stays behind, and what an interval has
+//! closed is there.
+
+use std::{
+    env, fs,
+    fs::File,
+    io::{Read as _, Write as _},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    thread::sleep,
+    time::{Duration, Instant, SystemTime},
+};
+
+use leaktrace_tests::{
+    Hoard, Leaktrace, Service, assert_nothing_left, leaktrace_binary, report, run,
+};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use serde_json::Value;
+use tempfile::TempDir;
+
+fn has_limit(report: &Value, text: &str) -> bool {
+    report["limits"].to_string().contains(text)
+}
+
+/// What was counted while leaktrace stood still is there, and the time without points is said.
+#[test]
+fn the_recorder_is_stopped() {
+    let mut hoard = Hoard::start();
+    let run = Leaktrace::record(hoard.pid(), [""; 0]);
+    hoard.go();
+    hoard.wait_for(500);
+    run.signal(Signal::SIGSTOP);
+    sleep(Duration::from_secs(3));
+    run.signal(Signal::SIGCONT);
+    hoard.wait_for(500);
+    hoard.signal(Signal::SIGSTOP);
+    run.signal(Signal::SIGINT);
+    let finished = run.wait();
+    assert_eq!(finished.code, Some(0), "{}", finished.stderr);
+    let report = finished.report();
+    assert!(has_limit(&report, "did not run between"), "{report:#}");
+    hoard.assert_all_seen(&report);
+    assert_eq!(report["losses"].get("ring_buffer_full"), None);
+    assert_nothing_left();
+}
+
+/// A target that stands still can be attached to, and stands still meanwhile.
+#[test]
+fn the_target_is_stopped() {
+    let mut hoard = Hoard::start();
+    hoard.signal(Signal::SIGSTOP);
+    let run = Leaktrace::record(hoard.pid(), [""; 0]);
+    hoard.go();
+    hoard.signal(Signal::SIGCONT);
+    hoard.wait_for(300);
+    hoard.signal(Signal::SIGSTOP);
+    sleep(Duration::from_secs(1));
+    hoard.signal(Signal::SIGCONT);
+    hoard.wait_for(300);
+    hoard.signal(Signal::SIGSTOP);
+    run.signal(Signal::SIGINT);
+    let finished = run.wait();
+    assert_eq!(finished.code, Some(0), "{}", finished.stderr);
+    let report = finished.report();
+    hoard.assert_all_seen(&report);
+    assert!(!has_limit(&report, "did not run"), "{report:#}");
+    assert_nothing_left();
+}
+
+/// Two recordings of one process: each sees all of it.
+#[test]
+fn attached_twice() {
+    let mut hoard = Hoard::start();
+    let first = Leaktrace::record(hoard.pid(), [""; 0]);
+    let second = Leaktrace::record(hoard.pid(), [""; 0]);
+    hoard.go();
+    hoard.wait_for(300);
+    hoard.signal(Signal::SIGSTOP);
+    first.signal(Signal::SIGINT);
+    let finished = first.wait();
+    assert_eq!(finished.code, Some(0), "{}", finished.stderr);
+    hoard.assert_all_seen(&finished.report());
+    // The probes of the second are still there.
+    hoard.signal(Signal::SIGCONT);
+    hoard.wait_for(300);
+    hoard.signal(Signal::SIGSTOP);
+    second.signal(Signal::SIGINT);
+    let finished = second.wait();
+    assert_eq!(finished.code, Some(0), "{}", finished.stderr);
+    hoard.assert_all_seen(&finished.report());
+    assert_nothing_left();
+}
+
+/// `kill -9` at moments that nobody has chosen, from the start of leaktrace on: 12 of them, 100 with
+/// `cargo xtask test --full`.
+#[test]
+fn killed_at_random_moments() {
+    let rounds = if env::var_os("LEAKTRACE_FULL").is_some() {
+        100
+    } else {
+        12
+    };
+    let mut random = SystemTime::UNIX_EPOCH.elapsed().unwrap().as_nanos() as u64;
+    println!("seed {random}");
+    let mut pairs = Service::start("pairs", [""; 0]);
+    let mut reload = Service::start("reload-1.27.3", [""; 0]);
+    reload.wait_for("leaked_bytes", 1.0);
+    let (mut attached, mut intervals) = (0, 0);
+    for round in 0..rounds {
+        random = random
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
+        let moment = Duration::from_micros((random >> 33) % 1_200_000);
+        let target = [&pairs, &reload][round % 2].pid();
+        let folder = TempDir::new().unwrap();
+        let file = folder.path().join("capture.leaktrace");
+        let mut leaktrace = Command::new(leaktrace_binary())
+            .args(["record", "--interval", "50ms", "-p", &target.to_string()])
+            .arg("-o")
+            .arg(&file)
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        sleep(moment);
+        leaktrace.kill().unwrap();
+        leaktrace.wait().unwrap();
+        let mut said = String::new();
+        let mut stderr = leaktrace.stderr.take().unwrap();
+        stderr.read_to_string(&mut said).unwrap();
+        // The target lives on and does its work.
+        assert!(pairs.is_running() && reload.is_running(), "{moment:?}");
+        reload.ask(&format!("{round}"));
+        pairs.truth("objects_per_s");
+        pairs.line();
+        if said.contains("attached to") {
+            attached += 1;
+            let report = report(&file);
+            assert_eq!(report["window"]["end"], "lost", "{moment:?}: {report:#}");
+            let closed = report["window"]["intervals"].as_u64().unwrap();
+            assert!(closed > 0, "{moment:?}: {report:#}");
+            intervals += closed;
+        } else if file.exists() {
+            // At most a part of the beginning: a capture, or an error that says that it is none.
+            let output = run(["report".as_ref(), file.as_os_str()]);
+            let code = output.status.code();
+            assert!(matches!(code, Some(0 | 1)), "{moment:?}: {output:?}");
+        }
+        assert_nothing_left();
+    }
+    println!("{rounds} killed, {attached} of them attached, with {intervals} intervals");
+    assert!(attached > rounds / 4, "{attached} of {rounds}");
+}
+
+/// A file system of its own, gone when this is dropped.
+struct Mounted(TempDir);
+
+impl Mounted {
+    fn new(arguments: &[&str]) -> Self {
+        let mounted = Self(TempDir::new().unwrap());
+        let status = Command::new("mount")
+            .args(arguments)
+            .arg(mounted.0.path())
+            .status()
+            .unwrap();
+        assert!(status.success(), "mount {arguments:?}");
+        mounted
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    /// Takes all the room that is left.
+    fn fill(&self) {
+        let mut file = File::create(self.path("filler")).unwrap();
+        while file.write_all(&[1; 512]).is_ok() {}
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(self.0.path()).status();
+    }
+}
+
+/// leaktrace fails with a reason, and what it had written is a capture up to there.
+fn fails_and_leaves_a_capture(run: Leaktrace, file: &Path, says: &str) {
+    let finished = run.wait();
+    assert_eq!(finished.code, Some(1), "{}", finished.stderr);
+    assert!(finished.stderr.contains(says), "{}", finished.stderr);
+    let report = report(file);
+    assert_eq!(report["window"]["end"], "lost", "{:#}", report["window"]);
+    assert!(report["window"]["intervals"].as_u64().unwrap() > 5);
+    assert_nothing_left();
+}
+
+#[test]
+fn the_disk_is_full() {
+    let disk = Mounted::new(&["-t", "tmpfs", "-o", "size=256k", "tmpfs"]);
+    let mut hoard = Hoard::start();
+    let file = disk.path("capture");
+    let run = Leaktrace::record_to(&file, hoard.pid(), ["--interval", "20ms"]);
+    hoard.go();
+    hoard.wait_for(200);
+    disk.fill();
+    fails_and_leaves_a_capture(run, &file, "No space left on device");
+    hoard.wait_for(10);
+}
+
+/// The folder cannot be written to: nothing is attached.
+#[test]
+fn the_disk_is_read_only() {
+    let disk = Mounted::new(&["-t", "tmpfs", "-o", "ro", "tmpfs"]);
+    let mut hoard = Hoard::start();
+    let pid = hoard.pid().to_string();
+    let file = disk.path("capture");
+    let output = run(["record", "-p", &pid, "-o", file.to_str().unwrap()]);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("Read-only file system"), "{stderr}");
+    assert_eq!(stderr.trim_end().lines().count(), 1, "{stderr}");
+    hoard.go();
+    hoard.wait_for(10);
+    assert_nothing_left();
+}
+
+/// The target ends after leaktrace has found it and before it has attached, and another process gets its PID.
+#[test]
+fn the_pid_is_reused() {
+    let hoard = Hoard::start();
+    let pid = hoard.pid();
+    let folder = TempDir::new().unwrap();
+    let mut leaktrace = Command::new(leaktrace_binary())
+        .args(["record", "-d", "1s", "-p", &pid.to_string(), "-o"])
+        .arg(folder.path().join("capture"))
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let ours = Pid::from_raw(leaktrace.id() as i32);
+    while !holds_a_pidfd(ours) {}
+    kill(ours, Signal::SIGSTOP).unwrap();
+    drop(hoard);
+    let mut other = with_pid(pid);
+    kill(ours, Signal::SIGCONT).unwrap();
+    let status = leaktrace.wait().unwrap();
+    let mut said = String::new();
+    let mut stderr = leaktrace.stderr.take().unwrap();
+    stderr.read_to_string(&mut said).unwrap();
+    assert_eq!(status.code(), Some(4), "{said}");
+    assert!(other.try_wait().unwrap().is_none(), "the other one died");
+    other.kill().unwrap();
+    other.wait().unwrap();
+    assert_nothing_left();
+}
+
+fn holds_a_pidfd(pid: Pid) -> bool {
+    let files = fs::read_dir(format!("/proc/{pid}/fd"))
+        .into_iter()
+        .flatten();
+    files.flatten().any(|file| {
+        fs::read_link(file.path()).is_ok_and(|link| link.to_string_lossy().contains("pidfd"))
+    })
+}
+
+/// A process that sleeps and has this PID.
+fn with_pid(pid: i32) -> std::process::Child {
+    let end = Instant::now() + Duration::from_secs(20);
+    while Instant::now() < end {
+        // The next one that is free after it, unless somebody else is quicker.
+        fs::write("/proc/sys/kernel/ns_last_pid", (pid - 1).to_string()).unwrap();
+        let mut child = Command::new("/bin/sleep").arg("1000").spawn().unwrap();
+        if child.id() as i32 == pid {
+            return child;
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    panic!("no process got the PID {pid}");
+}
