@@ -40,6 +40,9 @@ pub const BLOCKS_UNSEPARATED: &str = "blocks_unseparated";
 /// Mapping calls beyond the limit on pieces of address space.
 pub const MAPPINGS_UNTRACKED: &str = "mappings_untracked";
 
+/// Runs of the kernel side's programs that the kernel left out.
+pub const PROGRAMS_SKIPPED: &str = "programs_skipped";
+
 /// Goroutines that moved whenever they were read, summed over the censuses.
 pub const GOROUTINES_UNSTABLE: &str = "goroutines_unstable";
 /// Goroutines that could not be read, summed over the censuses.
@@ -54,7 +57,8 @@ pub const GOROUTINE_STACKS_UNSEARCHED: &str = "goroutine_stacks_unsearched";
 pub const GOROUTINE_CENSUS_FAILED: &str = "goroutine_census_failed";
 
 /// Losses after which a free of a mapping may not have been seen.
-pub const OF_MAPPINGS: [&str; 4] = [
+pub const OF_MAPPINGS: [&str; 5] = [
+    PROGRAMS_SKIPPED,
     KERNEL[loss::RING_FULL as usize],
     KERNEL[loss::INFLIGHT_FULL as usize],
     KERNEL[loss::RETURN_WITHOUT_ENTRY as usize],
@@ -128,6 +132,10 @@ pub fn meaning(cause: &str) -> Option<&'static str> {
         }
         "threads_full" => {
             "allocations of threads for which there was no room; they are missing (--threads makes room)"
+        }
+        PROGRAMS_SKIPPED => {
+            "times that the kernel did not run one of leaktrace's programs, since it was busy with another one on \
+             that processor; what it would have seen is missing"
         }
         GO_SAMPLES_UNSEEN => {
             "samples that Go's profile has and no probe saw; live bytes are right, the ages of so \

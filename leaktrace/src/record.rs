@@ -364,6 +364,7 @@ impl Session<'_> {
         }
         if let Some(overhead) = &mut self.overhead {
             interval.probe_costs = overhead.read();
+            interval.losses.extend(overhead.loss());
         }
         if self.code.take(&mut interval, self.target) {
             self.update_unwind()?;
@@ -458,6 +459,7 @@ impl Session<'_> {
         if let Some(goroutines) = &self.goroutines {
             losses.extend(goroutines.losses());
         }
+        losses.extend(self.overhead.as_ref().and_then(Overhead::loss));
         let close = schema::Close {
             end: end.into(),
             t_ns: self.t_ns,

@@ -19,6 +19,10 @@ pub struct Runs {
     pub count: u64,
     /// The time they took, all processors together.
     pub time: Duration,
+    /// How often the kernel left one out, since it takes BPF to be busy on that processor already. Tracepoints
+    /// only: a program of the same kind, or a system call on a map, was preempted there
+    /// (kernel/trace/bpf_trace.c of Linux 6.18, `trace_call_bpf`).
+    pub skipped: u64,
 }
 
 /// Has the kernel count, as long as it lives. It counts for every BPF program of the host then, at two
@@ -67,6 +71,7 @@ impl RunCounter {
             let runs = runs_of(program);
             counted.runs.count += runs.count;
             counted.runs.time += runs.time;
+            counted.runs.skipped += runs.skipped;
             if let Some((family, before)) = Family::of(name) {
                 let cost = counted.costs.entry(family).or_default();
                 cost.hits += runs.count;
@@ -96,6 +101,7 @@ fn parse(fdinfo: &str) -> Runs {
     Runs {
         count: field("run_cnt"),
         time: Duration::from_nanos(field("run_time_ns")),
+        skipped: field("recursion_misses"),
     }
 }
 
@@ -106,9 +112,14 @@ mod tests {
     #[test]
     fn the_kernels_count_is_read() {
         let fdinfo = "pos:\t0\nflags:\t02000002\nprog_type:\t2\nprog_id:\t71\nrun_time_ns:\t52000\n\
-                      run_cnt:\t104\nrecursion_misses:\t0\nverified_insns:\t9\n";
+                      run_cnt:\t104\nrecursion_misses:\t3\nverified_insns:\t9\n";
         let time = Duration::from_micros(52);
-        assert_eq!(parse(fdinfo), Runs { count: 104, time });
+        let runs = Runs {
+            count: 104,
+            time,
+            skipped: 3,
+        };
+        assert_eq!(parse(fdinfo), runs);
         assert_eq!(parse(""), Runs::default());
     }
 }

@@ -8,8 +8,9 @@ use std::{
 
 use super::Options;
 use crate::{
-    capture::schema::{Kind, Limit, ProbeCost},
+    capture::schema::{Kind, Limit, Loss, ProbeCost},
     loader::{Counted, LoadError, Loaded, RunCounter, Runs},
+    loss,
     overhead::{Account, Cost, FLOOD, Family, TooDear, untraced_rate},
     plan::Plan,
     report::human,
@@ -85,6 +86,15 @@ impl<'a> Overhead<'a> {
     /// Runs of our programs up to the last reading.
     pub(super) fn runs(&self) -> Runs {
         self.counted.runs
+    }
+
+    /// What was lost by runs that the kernel left out, up to the last reading.
+    pub(super) fn loss(&self) -> Option<Loss> {
+        let count = self.counted.runs.skipped;
+        (count > 0).then(|| Loss {
+            cause: loss::PROGRAMS_SKIPPED.to_owned(),
+            count,
+        })
     }
 
     /// Whether a family's probes are still there.
