@@ -93,15 +93,17 @@ pub fn leave(registers: &mut Registers, row: Option<UnwindRow>) -> Result<u64, u
 #[inline(always)]
 fn leave_by_frame_pointer(registers: &mut Registers, is_other_stack: bool) -> Result<u64, u32> {
     let Registers { sp, bp } = *registers;
-    if bp == 0 {
-        return Ok(0);
-    }
-    if bp < sp && !is_other_stack {
+    // Zero ends the chain, of frame pointers as of return addresses; or the function keeps none, and the
+    // register has whatever it is used for. Which of both, the function's name tells.
+    if bp == 0 || bp < sp && !is_other_stack {
         return Err(STACK_BROKEN);
     }
     let (next, ret) = read(bp as *const (u64, u64)).ok_or(STACK_UNREADABLE)?;
     (registers.sp, registers.bp) = (bp.wrapping_add(16), next);
-    Ok(ret)
+    match ret {
+        0 => Err(STACK_BROKEN),
+        ret => Ok(ret),
+    }
 }
 
 /// To where a signal came: the stack pointer is at the kernel's `struct ucontext`, which has RBP at 120,

@@ -161,8 +161,8 @@ fn incomplete(flags: u32) -> &'static str {
         "the frame-pointer chain ended in memory that could not be read: code built without frame \
          pointers"
     } else if flags & STACK_BROKEN != 0 {
-        "the frame pointer is of another stack: code built without frame pointers, and without call \
-         frame information"
+        "the frame pointer leads nowhere, or to another stack: code built without frame pointers, and \
+         without call frame information, or before that was read"
     } else if flags & STACK_NO_RULE != 0 {
         "the call frame information of the outermost frame is of a form that is not followed"
     } else {

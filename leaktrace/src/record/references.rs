@@ -37,10 +37,12 @@ impl Session<'_> {
         signals: &mut StopSignals,
         recorder: &mut dyn Recorder,
     ) {
-        if !self.drain.follows_malloc() && !in_windows {
+        let overhead = self.overhead.as_ref();
+        let are_gone = overhead.is_some_and(|overhead| !overhead.has(Family::Malloc));
+        if !self.drain.follows_malloc() && !in_windows && !are_gone {
             return;
         }
-        let found = self.references(max_memory, in_windows, signals, recorder);
+        let found = self.references(max_memory, in_windows, are_gone, signals, recorder);
         match found.await.and_then(|mut why| retention::block(&mut why)) {
             Ok(found) => self.retention = Some(found),
             Err(error) => self.limits.push(limit(WHAT, &format!("{error:#}"))),
@@ -51,6 +53,7 @@ impl Session<'_> {
         &mut self,
         max_memory: u64,
         in_windows: bool,
+        are_gone: bool,
         signals: &mut StopSignals,
         recorder: &mut dyn Recorder,
     ) -> Result<Why> {
@@ -60,8 +63,7 @@ impl Session<'_> {
         if self.forks.is_some() {
             bail!("it is told of one process, not of those that it makes");
         }
-        let is_counted = |overhead: &super::Overhead<'_>| overhead.has(Family::Malloc);
-        if !self.overhead.as_ref().is_none_or(is_counted) {
+        if are_gone {
             bail!("their probes have been taken away");
         }
         let mut blocks = Vec::new();
