@@ -2,6 +2,7 @@
 
 use std::{
     ffi::OsStr,
+    fs,
     io::{BufRead as _, BufReader, Write as _},
     path::Path,
     process::{Child, Command, Stdio},
@@ -58,6 +59,23 @@ impl Service {
             lines,
             truth: Value::Null,
         }
+    }
+
+    /// A native program that does nothing, once its libraries are loaded and it sleeps.
+    ///
+    /// # Panics
+    ///
+    /// It cannot be started, or does not get there within ten seconds.
+    pub fn sleeper() -> Self {
+        let service = Self::start_at(Path::new("/bin/sleep"), ["1000"]);
+        let call = format!("/proc/{}/syscall", service.pid());
+        let sleeps = format!("{} ", nix::libc::SYS_clock_nanosleep);
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while !fs::read_to_string(&call).is_ok_and(|call| call.starts_with(&sleeps)) {
+            assert!(Instant::now() < deadline, "`sleep` does not sleep");
+            thread::sleep(Duration::from_millis(1));
+        }
+        service
     }
 
     /// Its process id.

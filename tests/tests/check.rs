@@ -139,7 +139,7 @@ fn a_go_program_without_its_sampler() {
 
 #[test]
 fn a_native_program_in_text() {
-    let service = Service::start_at("/bin/sleep".as_ref(), ["1000"]);
+    let service = Service::sleeper();
     announces_what_record_does(&service);
     let output = run(["check", "-p", &service.pid().to_string()]);
     let text = String::from_utf8(output.stdout).unwrap();

@@ -106,7 +106,7 @@ fn killed() {
 
 #[test]
 fn a_capture_without_goroutines_says_so() {
-    let service = Service::start_at("/bin/sleep".as_ref(), ["1000"]);
+    let service = Service::sleeper();
     let finished = Leaktrace::record(service.pid(), ["-d", "1s"]).wait();
     let output = run(["goroutines", finished.file.to_str().unwrap()]);
     assert_eq!(output.status.code(), Some(1));

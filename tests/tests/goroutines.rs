@@ -99,7 +99,7 @@ fn go_1_19_stripped() {
 
 #[test]
 fn other_programs_are_refused() {
-    let service = Service::start_at("/bin/sleep".as_ref(), ["1000"]);
+    let service = Service::sleeper();
     let output = run(["goroutines", "-p", &service.pid().to_string()]);
     assert_eq!(output.status.code(), Some(6));
     let stderr = String::from_utf8_lossy(&output.stderr).into_owned();

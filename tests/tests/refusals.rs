@@ -26,10 +26,6 @@ fn record(pid: impl ToString, more: &[&str]) -> Output {
     run(["record", "-d", "1s", "-p", &pid].iter().chain(more))
 }
 
-fn sleeper() -> Service {
-    Service::start_at("/bin/sleep".as_ref(), ["1000"])
-}
-
 #[test]
 fn no_such_process() {
     // Above the highest pid_max.
@@ -112,7 +108,7 @@ fn exits_while_we_attach() {
 
 #[test]
 fn not_root() {
-    let service = sleeper();
+    let service = Service::sleeper();
     // The binary itself must be reachable for the other user.
     let folder = TempDir::with_prefix_in("leaktrace", "/tmp").unwrap();
     let binary = folder.path().join("leaktrace");
@@ -133,7 +129,7 @@ fn not_root() {
 
 #[test]
 fn files_that_cannot_be_made() {
-    let service = sleeper();
+    let service = Service::sleeper();
     let folder = TempDir::new().unwrap();
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
     fs::write(path("old"), "precious").unwrap();

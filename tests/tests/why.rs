@@ -339,7 +339,7 @@ fn what_cannot_be_done_is_refused() {
         let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(stderr.contains(words), "{stderr}");
     }
-    let native = Service::start_at("/bin/sleep".as_ref(), ["1000"]);
+    let native = Service::sleeper();
     let output = run(["why", "-p", &native.pid().to_string()]);
     assert_eq!(output.status.code(), Some(6));
 }
