@@ -20,7 +20,7 @@ use crate::{
     capture::{Capture, FORMAT_VERSION, Limits, MAGIC},
     export::{self, Value},
     go::{GoBinary, GoVariable, PcKind, dwarf, layout::Span},
-    inventory::{Buckets, goroutines::Goroutines, heap},
+    inventory::{Buckets, Watch, goroutines::Goroutines, heap},
     plan::{GoSampler, cgo, frame_table, native},
     report::{self, ReportOptions, text::TextOptions},
     symbolize::{self, Mapping, Module, Symbolizer},
@@ -335,7 +335,7 @@ fn walk(memory: Memory, go: &GoTarget) {
     heap::samples(&heap);
     let all: u64 = heap.bytes().0;
     if let Ok(roots) = heap::Roots::find(&heap, go, &goroutines, &census, |_| false)
-        && let Ok(mark) = heap::Mark::new(&heap, [], &HashSet::new(), 256 << 20, &heap::Watch::default())
+        && let Ok(mark) = heap::Mark::new(&heap, [], &HashSet::new(), 256 << 20, &Watch::default())
         // More than is there is not gone through here, but by a test of its own.
         && all < 1 << 24
     {

@@ -11,6 +11,8 @@ use std::{
     thread,
 };
 
+use anyhow::{Context as _, Result};
+
 use crate::{
     capture::{
         Capture, Limits, ReadError,
@@ -20,7 +22,6 @@ use crate::{
     report::{self, Report, ReportOptions},
     symbolize,
 };
-use anyhow::{Context as _, Result};
 
 /// Intervals that may wait to be put into the histories.
 const AHEAD: usize = 4;

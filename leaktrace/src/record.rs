@@ -188,11 +188,11 @@ async fn run_window(
         end
     });
     recorder.detached();
-    let live_samples = match options.retention {
-        Some(_) => session.drain.live_samples()?,
-        None => Vec::new(),
+    let own_samples = match (options.retention, &plan.refill) {
+        (Some(_), Some(_)) => session.drain.live_samples()?,
+        _ => Vec::new(),
     };
-    Ok(session.end(end, sampler_end, live_samples))
+    Ok(session.end(end, sampler_end, own_samples))
 }
 
 /// Records intervals until the window ends.
@@ -363,8 +363,9 @@ impl Session<'_> {
             goroutines.interval(&mut interval, monotonic_ns(), &purpose);
         }
         if let Some(overhead) = &mut self.overhead {
-            interval.probe_costs = overhead.read();
-            interval.losses.extend(overhead.loss());
+            let (costs, lost) = overhead.read();
+            interval.probe_costs = costs;
+            interval.losses.extend(lost);
         }
         if self.code.take(&mut interval, self.target) {
             self.update_unwind()?;
@@ -453,7 +454,7 @@ impl Session<'_> {
         self,
         end: schema::End,
         sampler_end: schema::SamplerEnd,
-        live_samples: Vec<LiveSample>,
+        own_samples: Vec<LiveSample>,
     ) -> Ending {
         let mut losses = self.drain.losses();
         if let Some(goroutines) = &self.goroutines {
@@ -473,7 +474,7 @@ impl Session<'_> {
             code: self.code,
             close,
             retention: self.retention,
-            live_samples,
+            own_samples,
         }
     }
 }

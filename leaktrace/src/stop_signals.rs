@@ -1,10 +1,19 @@
 //! The signals that end what takes long, in order.
 
-use std::{future::poll_fn, task::Poll};
+use std::{future::poll_fn, sync::Arc, task::Poll, time::Duration};
 
 use anyhow::{Context as _, Result};
 use procfs::process::Process;
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    task::spawn_blocking,
+    time::{MissedTickBehavior, interval},
+};
+
+use crate::inventory::Watch;
+
+/// How often whoever waits for a search is told how far it has come.
+const TICK: Duration = Duration::from_millis(100);
 
 /// Waits for a signal to stop.
 pub(crate) struct StopSignals(Vec<Signal>);
@@ -51,5 +60,31 @@ impl StopSignals {
             }
         })
         .await;
+    }
+}
+
+/// Lets a search run on a thread of its own. A signal ends it early, with what it has found; `progress` is
+/// called ten times a second.
+///
+/// # Errors
+///
+/// It panicked.
+pub(crate) async fn watched<T: Send + 'static>(
+    search: impl FnOnce(&Watch) -> T + Send + 'static,
+    signals: &mut StopSignals,
+    mut progress: impl FnMut(&Watch),
+) -> Result<T> {
+    let watch = Arc::new(Watch::default());
+    let its = watch.clone();
+    let mut search = spawn_blocking(move || search(&its));
+    let mut ticks = interval(TICK);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    loop {
+        tokio::select! {
+            biased;
+            found = &mut search => return found.context("failed to look at the process"),
+            () = signals.recv() => watch.stop(),
+            _ = ticks.tick() => progress(&watch),
+        }
     }
 }

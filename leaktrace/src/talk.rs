@@ -19,8 +19,8 @@ pub(crate) struct Talk {
     quiet: bool,
     /// Hidden where stderr is not a terminal.
     live: ProgressBar,
-    /// The same for the search at the end.
-    look: LookProgress,
+    /// The same for a search at the end, while there is one: they stand in the same line.
+    look: Option<LookProgress>,
 }
 
 impl Talk {
@@ -29,12 +29,16 @@ impl Talk {
         // Cut to the terminal's width, so that it is one line and can be taken away again.
         let style = ProgressStyle::with_template("{wide_msg}");
         live.set_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()));
-        let look = LookProgress::new(quiet);
-        Self { quiet, live, look }
+        Self {
+            quiet,
+            live,
+            look: None,
+        }
     }
 
     /// A line of its own, above the one that changes.
-    fn say(&self, text: &str) {
+    fn say(&mut self, text: &str) {
+        self.look = None;
         if !self.quiet {
             // The terminal may be gone, as when a connection broke; the recording goes on.
             let write = || writeln!(stderr(), "leaktrace: {text}");
@@ -72,7 +76,10 @@ impl Progress for Talk {
     }
 
     fn looking(&mut self, watch: &Watch) {
-        self.look.show(watch);
+        self.live.finish_and_clear();
+        let quiet = self.quiet;
+        let look = self.look.get_or_insert_with(|| LookProgress::new(quiet));
+        look.show(watch);
     }
 }
 

@@ -7,10 +7,12 @@ pub mod goroutines;
 pub mod heap;
 pub mod references;
 mod spans;
+mod watch;
 
 pub use buckets::{Bucket, BucketCounts, Buckets, BucketsError};
 pub use memory::MemoryReader;
 pub use spans::{Fate, Followed, Spans};
+pub use watch::Watch;
 
 /// The word at `offset` of a structure; zero beyond its end.
 fn word(bytes: &[u8], offset: u64) -> u64 {

@@ -8,9 +8,9 @@
 //! Conservative: a word that looks like an address in a block counts as one. Registers are not read, for that would
 //! stop the threads.
 
-use std::{collections::HashMap, time::Instant};
+use std::{collections::HashMap, iter, ops::Range, time::Instant};
 
-use super::heap::Watch;
+use super::Watch;
 use crate::target::{Area, AreaKind, Memory, Present};
 
 /// Bytes read at a time.
@@ -20,10 +20,10 @@ const BATCH: usize = 4096;
 /// Pages of a chunk of the index, each of 4 KiB.
 const CHUNK_PAGES: usize = 512;
 const PAGE: u64 = 4096;
-/// Roots kept; what is found beyond has no place.
+/// Roots kept; what is found beyond is told as the last of them.
 const MAX_ROOTS: usize = 1 << 20;
-/// What is needed beside the tables.
-const OVERHEAD: u64 = 16 << 20;
+/// What is needed beside the tables: buffers, and the roots of two passes.
+const OVERHEAD: u64 = 64 << 20;
 /// No block.
 const NONE: u32 = u32::MAX;
 
@@ -66,7 +66,26 @@ pub struct Root {
     pub address: u64,
 }
 
-/// What was looked at.
+/// What was found.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Found {
+    /// The blocks, in the order of their addresses.
+    pub blocks: Vec<Block>,
+    /// What refers to each of them.
+    fates: Vec<Fate>,
+    /// What was looked at.
+    pub looked: Looked,
+}
+
+impl Found {
+    /// What refers to a block; `None`: it was not looked for.
+    pub fn fate(&self, block: &Block) -> Option<Fate> {
+        let place = self.blocks.binary_search(block).ok()?;
+        self.fates.get(place).copied()
+    }
+}
+
+/// What was looked at, by the last pass.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Looked {
     /// Bytes read.
@@ -86,6 +105,8 @@ struct Index {
     blocks: Vec<Block>,
     /// By chunk of two megabytes: for each page the first block with a byte in it.
     pages: HashMap<u64, Box<[u32; CHUNK_PAGES]>>,
+    /// From the first byte in a block to behind the last: most words are no address of one.
+    bounds: Range<u64>,
 }
 
 /// Bytes of memory that looking at so many blocks takes at most, spread as they are.
@@ -97,7 +118,8 @@ pub fn needed(blocks: &[Block]) -> u64 {
         chunks += end - first + u64::from(last != Some(first));
         last = Some(end);
     }
-    let each = size_of::<Block>() + size_of::<u32>() * 3;
+    // What holds it, by two passes; the queue; whether it is behind a lost one.
+    let each = size_of::<Block>() + size_of::<Fate>() + 3 * size_of::<u32>() + 1;
     blocks.len() as u64 * each as u64 + chunks * (CHUNK_PAGES as u64 * 4 + 32) + OVERHEAD
 }
 
@@ -109,36 +131,32 @@ pub fn find(
     areas: &[Area],
     blocks: Vec<Block>,
     watch: &Watch,
-) -> (Vec<(Block, Fate)>, Looked) {
+) -> Found {
     let started = Instant::now();
     let index = Index::new(blocks);
-    let mut looked = Looked::default();
-    let all = areas.iter().map(|area| area.end - area.start).sum();
-    watch.expect(all);
-    let mut found = Pass::new(&index, memory, watch);
-    found.run(present, areas, &mut looked);
-    if !looked.is_cut && found.holders.contains(&NONE) {
+    let mut pass = Pass::new(&index, memory, watch);
+    pass.run(present, areas);
+    if !pass.looked.is_cut && pass.holders.contains(&NONE) {
         let mut again = Pass::new(&index, memory, watch);
-        again.run(present, areas, &mut looked);
-        for (first, second) in found.holders.iter_mut().zip(again.holders) {
-            if *first == NONE && second != NONE {
-                let root = again.roots.get(second as usize).copied();
-                *first = found.roots.len() as u32;
-                found.roots.extend(root);
-            }
-        }
+        again.run(present, areas);
+        pass.complete(again);
     }
-    let behind = found.behind_lost();
-    let fates = found.holders.iter().zip(behind).map(|(holder, behind)| {
-        match (found.roots.get(*holder as usize), behind) {
+    let behind = pass.behind_lost();
+    let fates = pass.holders.iter().zip(behind).map(|(holder, behind)| {
+        match (pass.roots.get(*holder as usize), behind) {
             (Some(root), _) => Fate::Held(*root),
             (None, true) => Fate::LostBehind,
             (None, false) => Fate::Lost,
         }
     });
-    let fates: Vec<Fate> = fates.collect();
-    looked.took_ms = started.elapsed().as_secs_f64() * 1000.0;
-    (index.blocks.into_iter().zip(fates).collect(), looked)
+    Found {
+        fates: fates.collect(),
+        looked: Looked {
+            took_ms: started.elapsed().as_secs_f64() * 1000.0,
+            ..pass.looked
+        },
+        blocks: index.blocks,
+    }
 }
 
 fn chunk(address: u64) -> (u64, usize) {
@@ -161,11 +179,20 @@ impl Index {
                 }
             }
         }
-        Self { blocks, pages }
+        let first = blocks.first().map_or(0, |block| block.address);
+        let behind = blocks.iter().map(Block::end).max().unwrap_or(0);
+        Self {
+            blocks,
+            pages,
+            bounds: first..behind,
+        }
     }
 
     /// The number of the block with this byte.
     fn block_at(&self, address: u64) -> Option<u32> {
+        if !self.bounds.contains(&address) {
+            return None;
+        }
         let (chunk, page) = chunk(address);
         let first = self.pages.get(&chunk)?[page];
         let from = self.blocks.get(first as usize..)?;
@@ -185,14 +212,11 @@ struct Pass<'a> {
     roots: Vec<Root>,
     /// Blocks whose contents are still to be looked at.
     queue: Vec<u32>,
-    /// Lowest and highest address in a block.
-    bounds: (u64, u64),
+    looked: Looked,
 }
 
 impl<'a> Pass<'a> {
     fn new(index: &'a Index, memory: Memory, watch: &'a Watch) -> Self {
-        let first = index.blocks.first().map_or(u64::MAX, |block| block.address);
-        let last = index.blocks.iter().map(Block::end).max().unwrap_or(0);
         Self {
             index,
             memory,
@@ -200,37 +224,41 @@ impl<'a> Pass<'a> {
             holders: vec![NONE; index.blocks.len()],
             roots: Vec::new(),
             queue: Vec::new(),
-            bounds: (first, last),
+            looked: Looked {
+                passes: 1,
+                ..Looked::default()
+            },
         }
     }
 
-    fn run(&mut self, present: &Present, areas: &[Area], looked: &mut Looked) {
-        looked.passes += 1;
+    fn run(&mut self, present: &Present, areas: &[Area]) {
+        self.watch
+            .begin(areas.iter().map(|area| area.end - area.start).sum());
         let mut buffer = vec![0; PIECE as usize];
         for area in areas {
             for (from, to, is_there) in present.ranges(area.start, area.end) {
                 if !is_there {
-                    looked.unread_bytes += to - from;
+                    self.looked.unread_bytes += to - from;
                     continue;
                 }
                 for at in (from..to).step_by(PIECE as usize) {
                     if self.watch.is_stopped() {
-                        looked.is_cut = true;
+                        self.looked.is_cut = true;
                         return;
                     }
                     let bytes = &mut buffer[..PIECE.min(to - at) as usize];
                     match self.memory.read(at, bytes) {
                         Ok(()) => {
-                            looked.scanned_bytes += bytes.len() as u64;
+                            self.looked.scanned_bytes += bytes.len() as u64;
                             self.outside(area.kind, at, bytes);
                         }
-                        Err(_) => looked.unread_bytes += bytes.len() as u64,
+                        Err(_) => self.looked.unread_bytes += bytes.len() as u64,
                     }
                     self.watch.add(bytes.len() as u64);
                 }
             }
             // What one kind of memory leads to is told as its, before the next is looked at.
-            self.follow(looked);
+            self.follow();
         }
     }
 
@@ -245,76 +273,87 @@ impl<'a> Pass<'a> {
             let is_inside = blocks
                 .get(next)
                 .is_some_and(|block| block.address <= address);
-            if is_inside || word < self.bounds.0 || word >= self.bounds.1 {
-                continue;
-            }
-            if let Some(block) = self.index.block_at(word)
+            if !is_inside
+                && let Some(block) = self.index.block_at(word)
                 && self.holders[block as usize] == NONE
             {
-                let root = self.roots.len().min(MAX_ROOTS) as u32;
-                self.roots.push(Root { kind, address });
-                self.roots.truncate(MAX_ROOTS + 1);
-                self.holders[block as usize] = root;
+                if self.roots.len() < MAX_ROOTS {
+                    self.roots.push(Root { kind, address });
+                }
+                self.holders[block as usize] = (self.roots.len() - 1) as u32;
                 self.queue.push(block);
             }
         }
     }
 
     /// Looks at the contents of blocks that are held, until there is none left.
-    fn follow(&mut self, looked: &mut Looked) {
+    fn follow(&mut self) {
         while !self.queue.is_empty() && !self.watch.is_stopped() {
             let from = self.queue.len().saturating_sub(BATCH);
             let batch = self.queue.split_off(from);
-            for number in self.each_reference(&batch, looked) {
-                let (holder, block) = number;
+            let (references, read) = self.references(&batch);
+            self.looked.scanned_bytes += read.scanned_bytes;
+            self.looked.unread_bytes += read.unread_bytes;
+            for (holder, block) in references {
                 if self.holders[block as usize] == NONE {
                     self.holders[block as usize] = self.holders[holder as usize];
                     self.queue.push(block);
                 }
             }
         }
-        looked.is_cut |= !self.queue.is_empty();
+        self.looked.is_cut |= !self.queue.is_empty();
     }
 
-    /// The references from these blocks to others.
-    fn each_reference(&self, batch: &[u32], looked: &mut Looked) -> Vec<(u32, u32)> {
-        let mut found = Vec::new();
-        let mut ranges: Vec<(u32, u64, usize)> = Vec::new();
-        let mut bytes = 0;
-        let mut read = |ranges: &mut Vec<(u32, u64, usize)>| {
-            let asked: Vec<_> = ranges.iter().map(|(_, at, len)| (*at, *len)).collect();
-            let read = self.memory.read_each(&asked);
-            for (place, (number, at, len)) in ranges.drain(..).enumerate() {
+    /// The references from these blocks to others, and what was read for it.
+    fn references(&self, batch: &[u32]) -> (Vec<(u32, u32)>, Looked) {
+        let pieces = |number: &u32| {
+            let block = self.index.blocks[*number as usize];
+            let offsets = (0..block.size).step_by(PIECE as usize);
+            let number = *number;
+            offsets.map(move |offset| {
+                let len = PIECE.min(block.size - offset) as usize;
+                (number, (block.address + offset, len))
+            })
+        };
+        let mut pieces = batch.iter().flat_map(pieces).peekable();
+        let (mut found, mut looked) = (Vec::new(), Looked::default());
+        while pieces.peek().is_some() {
+            let mut bytes = 0;
+            let part: Vec<_> = iter::from_fn(|| {
+                let piece = pieces.next_if(|_| bytes < 4 * PIECE)?;
+                bytes += piece.1.1 as u64;
+                Some(piece)
+            })
+            .collect();
+            let ranges: Vec<_> = part.iter().map(|(_, range)| *range).collect();
+            let read = self.memory.read_each(&ranges);
+            for (place, (number, (at, len))) in part.into_iter().enumerate() {
                 let Some(bytes) = read.get(place) else {
                     looked.unread_bytes += len as u64;
                     continue;
                 };
                 looked.scanned_bytes += len as u64;
-                for (_, word) in words(at, bytes) {
-                    if word >= self.bounds.0
-                        && word < self.bounds.1
-                        && let Some(block) = self.index.block_at(word)
-                        && block != number
-                    {
-                        found.push((number, block));
-                    }
-                }
-            }
-        };
-        for number in batch {
-            let block = self.index.blocks[*number as usize];
-            for offset in (0..block.size).step_by(PIECE as usize) {
-                let len = PIECE.min(block.size - offset) as usize;
-                ranges.push((*number, block.address + offset, len));
-                bytes += len as u64;
-                if bytes >= 4 * PIECE {
-                    read(&mut ranges);
-                    bytes = 0;
-                }
+                let to = words(at, bytes).filter_map(|(_, word)| self.index.block_at(word));
+                found.extend(to.filter(|to| *to != number).map(|to| (number, to)));
             }
         }
-        read(&mut ranges);
-        found
+        (found, looked)
+    }
+
+    /// Takes in what a second pass leads to, of the blocks to which this one does not.
+    fn complete(&mut self, again: Self) {
+        for (holder, other) in self.holders.iter_mut().zip(again.holders) {
+            if *holder == NONE
+                && let Some(root) = again.roots.get(other as usize)
+            {
+                *holder = self.roots.len() as u32;
+                self.roots.push(*root);
+            }
+        }
+        self.looked = Looked {
+            passes: 2,
+            ..again.looked
+        };
     }
 
     /// For each block whether a lost one refers to it.
@@ -326,7 +365,7 @@ impl<'a> Pass<'a> {
             .map(|(number, _)| number as u32)
             .collect();
         for batch in lost.chunks(BATCH) {
-            for (_, block) in self.each_reference(batch, &mut Looked::default()) {
+            for (_, block) in self.references(batch).0 {
                 behind[block as usize] = true;
             }
         }

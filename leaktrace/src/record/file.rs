@@ -163,7 +163,7 @@ impl ToFile<'_> {
         ending: &Ending,
     ) -> Result<(schema::Retention, Vec<schema::Limit>)> {
         let (_, writer) = self.file.as_ref().context("failed to find the capture")?;
-        let wanted = retention::wanted(writer.get_ref(), symbols, &ending.live_samples)?;
+        let wanted = retention::wanted(writer.get_ref(), symbols, &ending.own_samples)?;
         let progress = &mut self.progress;
         retention::look(&self.header, wanted, max_memory, |watch| {
             progress.looking(watch);

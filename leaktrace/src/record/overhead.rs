@@ -102,15 +102,19 @@ impl<'a> Overhead<'a> {
         self.account.has(family)
     }
 
-    /// Reads what each family has cost so far, as a capture has it.
-    pub(super) fn read(&mut self) -> Vec<ProbeCost> {
+    /// Reads what each family has cost so far, as a capture has it, and what was lost, if that has changed.
+    pub(super) fn read(&mut self) -> (Vec<ProbeCost>, Option<Loss>) {
+        let before = self.loss();
         self.counted = self.counter.read();
         let costs = self.counted.costs.iter().map(|(family, cost)| ProbeCost {
             family: family.name().to_owned(),
             hits: cost.hits,
             ns: cost.time.as_nanos() as u64,
         });
-        costs.collect()
+        (
+            costs.collect(),
+            self.loss().filter(|now| Some(now) != before.as_ref()),
+        )
     }
 
     /// What is left of the budget for probes that are attached in windows: half of it at least.

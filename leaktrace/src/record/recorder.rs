@@ -62,8 +62,8 @@ pub struct Ending {
     pub code: Code,
     /// The last block of a capture.
     pub close: schema::Close,
-    /// The sampled objects of a Go heap that are alive, if what keeps them is wanted.
-    pub live_samples: Vec<LiveSample>,
+    /// The live objects of a Go heap that leaktrace has sampled itself, if what keeps them is wanted.
+    pub own_samples: Vec<LiveSample>,
     /// What still points to blocks of native allocators, if that is wanted.
     pub retention: Option<schema::Retention>,
 }

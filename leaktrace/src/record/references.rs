@@ -1,21 +1,21 @@
 //! `record --retention` for native allocators: which of the blocks that are alive at the end something still
 //! points to. It is done while their frees are still seen, so that what is freed meanwhile is not called lost.
 
-use std::{collections::HashMap, sync::Arc};
+use std::collections::HashMap;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Result, bail};
 use procfs::process::MMapPath;
 
 use super::{Recorder, Session, limit, retention};
 use crate::{
     go::{DataSymbols, Place},
-    inventory::references::{self, Block, Fate, Looked, Root},
+    inventory::references::{self, Block, Fate, Found, Root},
     overhead::Family,
     report::{
         LimitReport, human,
         why::{Amount, Holder, Pass, RootKind, SCHEMA, Why, WhySite, WhyTarget},
     },
-    stop_signals::StopSignals,
+    stop_signals::{StopSignals, watched},
     target::{AddressMap, AreaKind, Target, open_image},
     why::Watch,
 };
@@ -77,31 +77,20 @@ impl Session<'_> {
             );
         }
         let (areas, present) = (self.target.writable()?, self.target.present()?);
-        let (memory, watch) = (self.target.memory, Arc::new(Watch::default()));
-        let watched = watch.clone();
-        let mut search = tokio::task::spawn_blocking(move || {
-            references::find(memory, &present, &areas, blocks, &watched)
-        });
-        let mut ticks = tokio::time::interval(crate::why::TICK);
-        let (found, looked) = loop {
-            tokio::select! {
-                biased;
-                found = &mut search => break found.context("failed to look at the memory")?,
-                () = signals.recv() => watch.stop(),
-                _ = ticks.tick() => recorder.looking(&watch),
-            }
-        };
+        let memory = self.target.memory;
+        let search = move |watch: &Watch| references::find(memory, &present, &areas, blocks, watch);
+        let found = watched(search, signals, |watch| recorder.looking(watch)).await?;
         let mut tally = Tally::new(&found);
         self.drain
-            .each_live_block(|block, stands_for| tally.add(&block, stands_for, looked.is_cut))?;
+            .each_live_block(|block, stands_for| tally.add(&block, stands_for))?;
         let names = Names::new(self.target)?;
-        Ok(tally.report(self.target, &looked, names))
+        Ok(tally.report(self.target, names))
     }
 }
 
 /// What was found, by site.
 struct Tally<'a> {
-    found: &'a [(Block, Fate)],
+    found: &'a Found,
     sites: HashMap<u32, Of>,
 }
 
@@ -113,7 +102,7 @@ struct Of {
 }
 
 impl<'a> Tally<'a> {
-    fn new(found: &'a [(Block, Fate)]) -> Self {
+    fn new(found: &'a Found) -> Self {
         Self {
             found,
             sites: HashMap::new(),
@@ -121,28 +110,27 @@ impl<'a> Tally<'a> {
     }
 
     /// Takes in a block that is alive now; one that was not looked at is younger, and left out.
-    fn add(&mut self, block: &Block, stands_for: f64, is_cut: bool) {
-        let Ok(place) = self.found.binary_search_by(|(other, _)| other.cmp(block)) else {
+    fn add(&mut self, block: &Block, stands_for: f64) {
+        let Some(fate) = self.found.fate(block) else {
             return;
         };
         let of = self.sites.entry(block.site).or_default();
         let bytes = block.size as f64 * stands_for;
         of.site.total.add(stands_for, bytes);
-        let amount = match self.found[place].1 {
+        let amount = match fate {
             Fate::Held(Root { kind, address }) => {
                 let at = if kind == AreaKind::Data { address } else { 0 };
                 of.holders.entry((kind, at)).or_default()
             }
-            _ if is_cut => &mut of.site.unchecked,
+            _ if self.found.looked.is_cut => &mut of.site.unchecked,
             Fate::Lost => &mut of.site.lost,
             Fate::LostBehind => &mut of.site.lost_behind,
         };
         amount.add(stands_for, bytes);
     }
 
-    fn report(self, target: &Target, looked: &Looked, mut names: Names) -> Why {
-        let blocks = self.found.len() as u64;
-        let bytes = self.found.iter().map(|(block, _)| block.size).sum();
+    fn report(self, target: &Target, mut names: Names) -> Why {
+        let (looked, blocks) = (&self.found.looked, &self.found.blocks);
         let mut sites: Vec<(u32, Of)> = self.sites.into_iter().collect();
         let size = |of: &Of| of.site.total.bytes;
         sites.sort_by(|(a, of_a), (b, of_b)| size(of_b).total_cmp(&size(of_a)).then(a.cmp(b)));
@@ -179,10 +167,10 @@ impl<'a> Tally<'a> {
             sites: sites.collect(),
             sites_total,
             pass: Pass {
-                heap_bytes: bytes,
+                heap_bytes: blocks.iter().map(|block| block.size).sum(),
                 scanned_bytes: looked.scanned_bytes,
                 unread_bytes: looked.unread_bytes,
-                reached_objects: blocks,
+                reached_objects: blocks.len() as u64,
                 passes: looked.passes,
                 stopped: looked.is_cut,
                 took_ms: looked.took_ms,

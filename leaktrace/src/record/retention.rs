@@ -31,7 +31,7 @@ const SITES: usize = 8;
 pub(super) fn wanted(
     file: &File,
     symbols: &schema::Symbols,
-    live_samples: &[LiveSample],
+    own_samples: &[LiveSample],
 ) -> Result<Vec<Wanted>> {
     // It was opened for writing, and may have been given another name since.
     let file = File::open(format!("/proc/self/fd/{}", file.as_raw_fd()))
@@ -57,7 +57,7 @@ pub(super) fn wanted(
         let ids = &site.capture_sites;
         let buckets = ids.iter().filter_map(|id| recorded.get(id));
         let buckets = buckets.filter(|site| site.sampling() == schema::Sampling::Runtime);
-        let own = live_samples.iter().filter(|sample| {
+        let own = own_samples.iter().filter(|sample| {
             let site = sample.own_site.as_ref();
             site.is_some_and(|site| ids.contains(site))
         });

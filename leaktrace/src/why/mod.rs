@@ -6,10 +6,9 @@ mod hops;
 mod shapes;
 mod sites;
 
-use std::{collections::HashSet, thread, time::Duration};
+use std::collections::HashSet;
 
 use anyhow::{Context as _, Result};
-use tokio::time::{MissedTickBehavior, interval};
 
 use crate::{
     goroutines::Code,
@@ -22,7 +21,7 @@ use crate::{
         LimitReport,
         why::{Amount, Pass, SCHEMA, Why, WhySite, WhyTarget},
     },
-    stop_signals::StopSignals,
+    stop_signals::{StopSignals, watched},
     target::{Target, TargetError},
 };
 use groups::Groups;
@@ -30,13 +29,11 @@ use hops::Hops;
 use shapes::Tally;
 use sites::Site;
 
-pub use crate::inventory::heap::Watch;
+pub use crate::inventory::Watch;
 
 /// Passes at most: one more each time that of a site more than one path in a hundred does not
 /// hold.
 const MAX_PASSES: u64 = 5;
-/// How often whoever waits is told how far it has come.
-pub(crate) const TICK: Duration = Duration::from_millis(100);
 
 /// What to explain.
 #[derive(Clone, Debug, PartialEq)]
@@ -91,31 +88,15 @@ pub struct Options {
 ///
 /// The process cannot be looked at, is not a Go program whose layout is known, or its heap is too
 /// large for the memory allowed.
-pub fn why(options: &Options, mut progress: impl FnMut(&Watch)) -> Result<Why> {
+pub fn why(options: &Options, progress: impl FnMut(&Watch)) -> Result<Why> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("failed to start the event loop")?;
-    let watch = Watch::default();
-    thread::scope(|scope| {
-        let (tell, mut told) = tokio::sync::oneshot::channel();
-        scope.spawn(|| {
-            // Nobody is there to be told only after a panic, which has said so itself.
-            let _ = tell.send(look(options, &watch));
-        });
-        runtime.block_on(async {
-            let mut signals = StopSignals::catch()?;
-            let mut ticks = interval(TICK);
-            ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
-            loop {
-                tokio::select! {
-                    biased;
-                    found = &mut told => return found.context("failed to look at the process")?,
-                    () = signals.recv() => watch.stop(),
-                    _ = ticks.tick() => progress(&watch),
-                }
-            }
-        })
+    let options = options.clone();
+    runtime.block_on(async {
+        let mut signals = StopSignals::catch()?;
+        watched(move |watch| look(&options, watch), &mut signals, progress).await?
     })
 }
 

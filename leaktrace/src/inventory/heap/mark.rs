@@ -9,11 +9,11 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     time::{Duration, Instant},
 };
 
 use super::{Heap, Object, Root, Roots, word};
+use crate::inventory::Watch;
 
 /// Set in an entry of the table that is the index of a root.
 const IS_ROOT: u32 = 1 << 31;
@@ -42,42 +42,6 @@ pub enum MarkError {
         /// Bytes allowed.
         allowed: u64,
     },
-}
-
-/// How far a pass has come, and whether it is to end: for another thread.
-#[derive(Debug, Default)]
-pub struct Watch {
-    done: AtomicU64,
-    all: AtomicU64,
-    is_stopped: AtomicBool,
-}
-
-impl Watch {
-    /// Ends the pass soon; what it has reached stays.
-    pub fn stop(&self) {
-        self.is_stopped.store(true, Relaxed);
-    }
-
-    /// Whether it was told to end.
-    pub fn is_stopped(&self) -> bool {
-        self.is_stopped.load(Relaxed)
-    }
-
-    /// So many bytes are to be looked at.
-    pub(crate) fn expect(&self, all: u64) {
-        self.all.store(all, Relaxed);
-        self.done.store(0, Relaxed);
-    }
-
-    /// So many more have been.
-    pub(crate) fn add(&self, bytes: u64) {
-        self.done.fetch_add(bytes, Relaxed);
-    }
-
-    /// Bytes looked at by the pass that is under way, and those that there are at most; zero before the first.
-    pub fn bytes(&self) -> (u64, u64) {
-        (self.done.load(Relaxed), self.all.load(Relaxed))
-    }
 }
 
 /// The table under construction.
@@ -165,7 +129,7 @@ impl<'a> Mark<'a> {
         for object in wanted.keys() {
             has_wanted[object.span as usize] = true;
         }
-        watch.expect(heap.bytes().1);
+        watch.begin(heap.bytes().1);
         Ok(Self {
             heap,
             watch,

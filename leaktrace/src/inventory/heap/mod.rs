@@ -15,7 +15,7 @@ mod slots;
 mod stacks;
 mod types;
 
-pub use mark::{Figures, Holder, Mark, MarkError, Marked, Reference, Watch};
+pub use mark::{Figures, Holder, Mark, MarkError, Marked, Reference};
 pub use paths::{Fate, Hop, Path, Paths};
 pub use roots::{Root, Roots};
 pub use samples::{Sample, samples};
