@@ -90,7 +90,7 @@ impl Hoard {
     ///
     /// The report has fewer or more.
     pub fn assert_all_seen(&self, report: &Value) {
-        let live = live(report);
+        let live = live_bytes(report, "malloc", "\"hoard\"");
         let blocks = self.blocks();
         assert!(
             live == blocks * BLOCK || live == (blocks + 1) * BLOCK,
@@ -100,11 +100,15 @@ impl Hoard {
     }
 }
 
-/// Live bytes that its leaking function has allocated.
-fn live(report: &Value) -> u64 {
+/// Live bytes of the sites of a kind that have a function in their stack.
+///
+/// # Panics
+///
+/// It is no report.
+pub fn live_bytes(report: &Value, kind: &str, function: &str) -> u64 {
     let sites = report["sites"].as_array().expect("a report");
     let ours = sites
         .iter()
-        .filter(|site| site["kind"] == "malloc" && site["stack"].to_string().contains("\"hoard\""));
+        .filter(|site| site["kind"] == kind && site["stack"].to_string().contains(function));
     ours.filter_map(|site| site["live_bytes"].as_u64()).sum()
 }

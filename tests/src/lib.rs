@@ -17,7 +17,7 @@ mod watchdog;
 
 pub use blocks::{Counts, blocks_of, told};
 pub use browser::Browser;
-pub use hoard::Hoard;
+pub use hoard::{Hoard, live_bytes};
 pub use matrix::{go_modes, go_versions};
 pub use memory_cgroup::MemoryCgroup;
 pub use served::{get, record_what_is_served};

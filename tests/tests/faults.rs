@@ -29,6 +29,16 @@ fn has_limit(report: &Value, text: &str) -> bool {
     report["limits"].to_string().contains(text)
 }
 
+/// Ends a recording of a program that stands still, and gives the report: each of its blocks is in it.
+fn ended(run: Leaktrace, hoard: &Hoard) -> Value {
+    run.signal(Signal::SIGINT);
+    let finished = run.wait();
+    assert_eq!(finished.code, Some(0), "{}", finished.stderr);
+    let report = finished.report();
+    hoard.assert_all_seen(&report);
+    report
+}
+
 /// What was counted while leaktrace stood still is there, and the time without points is said.
 #[test]
 fn the_recorder_is_stopped() {
@@ -41,12 +51,8 @@ fn the_recorder_is_stopped() {
     run.signal(Signal::SIGCONT);
     hoard.wait_for(500);
     hoard.signal(Signal::SIGSTOP);
-    run.signal(Signal::SIGINT);
-    let finished = run.wait();
-    assert_eq!(finished.code, Some(0), "{}", finished.stderr);
-    let report = finished.report();
+    let report = ended(run, &hoard);
     assert!(has_limit(&report, "did not run between"), "{report:#}");
-    hoard.assert_all_seen(&report);
     assert_eq!(report["losses"].get("ring_buffer_full"), None);
     assert_nothing_left();
 }
@@ -65,11 +71,7 @@ fn the_target_is_stopped() {
     hoard.signal(Signal::SIGCONT);
     hoard.wait_for(300);
     hoard.signal(Signal::SIGSTOP);
-    run.signal(Signal::SIGINT);
-    let finished = run.wait();
-    assert_eq!(finished.code, Some(0), "{}", finished.stderr);
-    let report = finished.report();
-    hoard.assert_all_seen(&report);
+    let report = ended(run, &hoard);
     assert!(!has_limit(&report, "did not run"), "{report:#}");
     assert_nothing_left();
 }
@@ -105,10 +107,7 @@ fn the_target_is_debugged() {
     hoard.wait_for(50);
     ptrace::attach(pid).unwrap();
     waitpid(pid, None).unwrap();
-    run.signal(Signal::SIGINT);
-    let finished = run.wait();
-    assert_eq!(finished.code, Some(0), "{}", finished.stderr);
-    hoard.assert_all_seen(&finished.report());
+    ended(run, &hoard);
     ptrace::detach(pid, None).unwrap();
     hoard.wait_for(10);
     assert_nothing_left();
@@ -123,18 +122,12 @@ fn attached_twice() {
     hoard.go();
     hoard.wait_for(300);
     hoard.signal(Signal::SIGSTOP);
-    first.signal(Signal::SIGINT);
-    let finished = first.wait();
-    assert_eq!(finished.code, Some(0), "{}", finished.stderr);
-    hoard.assert_all_seen(&finished.report());
+    ended(first, &hoard);
     // The probes of the second are still there.
     hoard.signal(Signal::SIGCONT);
     hoard.wait_for(300);
     hoard.signal(Signal::SIGSTOP);
-    second.signal(Signal::SIGINT);
-    let finished = second.wait();
-    assert_eq!(finished.code, Some(0), "{}", finished.stderr);
-    hoard.assert_all_seen(&finished.report());
+    ended(second, &hoard);
     assert_nothing_left();
 }
 

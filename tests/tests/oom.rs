@@ -3,7 +3,7 @@
 use std::{os::unix::process::ExitStatusExt as _, path::Path, process::Command};
 
 use leaktrace_tests::{
-    Finished, Hoard, Leaktrace, MemoryCgroup, Service, assert_nothing_left, run,
+    Finished, Hoard, Leaktrace, MemoryCgroup, Service, assert_nothing_left, live_bytes, run,
 };
 use serde_json::Value;
 
@@ -15,15 +15,6 @@ const LIMIT: u64 = 160 * MIB;
 fn text(file: &Path) -> String {
     let output = run(["report".as_ref(), file.as_os_str()]);
     String::from_utf8_lossy(&output.stdout).into_owned()
-}
-
-/// Live bytes of the sites of a kind that have a function in their stack.
-fn live(report: &Value, kind: &str, function: &str) -> u64 {
-    let sites = report["sites"].as_array().unwrap();
-    let ours = sites
-        .iter()
-        .filter(|site| site["kind"] == kind && site["stack"].to_string().contains(function));
-    ours.map(|site| site["live_bytes"].as_u64().unwrap()).sum()
 }
 
 /// What holds of every capture that ends so.
@@ -75,7 +66,7 @@ fn a_go_service() {
     let report = closed_by_the_kernel(&finished);
     // It tells once a second, and one sample stands for 512 KiB.
     let leaked = service.truth("leaked_bytes");
-    let live = live(&report, "go_heap", "main.(*reloader).leak") as f64;
+    let live = live_bytes(&report, "go_heap", "main.(*reloader).leak") as f64;
     let (low, high) = (0.75 * leaked, 1.25 * (leaked + 34e6));
     assert!(
         (low..high).contains(&live),

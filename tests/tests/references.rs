@@ -131,6 +131,35 @@ fn leak_sanitizer_finds_the_same() {
     assert_eq!(ours, theirs, "{said}");
 }
 
+/// What is freed while it is looked for was pointed to until then, and is not lost.
+#[test]
+fn what_is_freed_meanwhile_is_not_lost() {
+    let mut service = Service::start("kept", [""; 0]);
+    service.line();
+    let all = [
+        "--retention",
+        "--probe",
+        "malloc",
+        "--sample",
+        "all",
+        "--force",
+    ];
+    let run = Leaktrace::record(service.pid(), all);
+    service.say("fade");
+    service.line();
+    run.signal(Signal::SIGINT);
+    let finished = run.wait();
+    assert!(service.is_running(), "the target did not survive");
+    let report = report(&finished);
+    let fading = &found(&report)["kept_for_a_while"];
+    assert!(fading.all > 1000, "{fading:?}");
+    assert_eq!(fading.lost, 0, "{fading:?}");
+    // Some of them were freed after they had been asked for.
+    let asked = report["retention"][0]["pass"]["reached_objects"].as_u64();
+    assert!(asked.unwrap() > fading.all, "{fading:?}");
+    assert_nothing_left();
+}
+
 /// Blocks that come and go while they are looked for are not lost; what is leaked meanwhile is.
 #[test]
 fn what_turns_over_meanwhile_is_not_lost() {

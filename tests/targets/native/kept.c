@@ -1,8 +1,9 @@
 // Kept keeps blocks of malloc in each way that there is, or loses them, each from a function of its own that is
 // named after it: what still points to a block is known.
 //
-// It says when it is ready, allocates at the first line on stdin, and says so; it ends when stdin closes. Built with
-// LeakSanitizer it tells then what that has found.
+// It says when it is ready, allocates at the first line on stdin, and says so; it ends when stdin closes. If that line
+// is "fade" it keeps very many blocks in one way, and frees them from then on, one after the other. Built with
+// LeakSanitizer it tells at the end what that has found.
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -15,7 +16,7 @@
 #endif
 
 // Blocks of each kind, and their size.
-enum { EACH = 64, SIZE = 240 };
+enum { EACH = 64, SIZE = 240, FADING = 200000 };
 
 #define APART __attribute__((noinline))
 
@@ -25,6 +26,7 @@ struct node {
 };
 
 void *in_global[EACH];
+void *in_fading[FADING];
 struct node *in_list;
 char *inside[EACH];
 __thread void *in_thread[EACH];
@@ -41,6 +43,7 @@ APART static void *kept_by_inside(void) { return malloc(SIZE); }
 APART static void *kept_on_stack(void) { return malloc(SIZE); }
 APART static void *kept_in_thread(void) { return malloc(SIZE); }
 APART static void *kept_in_block(void) { return malloc(SIZE); }
+APART static void *kept_for_a_while(void) { return malloc(SIZE); }
 APART static void *kept_in_mapping(void) { return malloc(SIZE); }
 
 // What functions that have returned left on the stack.
@@ -50,6 +53,7 @@ APART static void wipe(void) {
 }
 
 static void *holder(void *unused) {
+	(void)unused;
 	void *volatile on_stack[EACH];
 	for (int i = 0; i < EACH; i++) {
 		on_stack[i] = kept_on_stack();
@@ -93,6 +97,19 @@ APART static void fill(void) {
 	pthread_barrier_wait(&filled);
 }
 
+// Some 70,000 a second.
+static void *fade(void *unused) {
+	(void)unused;
+	for (int i = 0; i < FADING; i++) {
+		void *block = in_fading[i];
+		in_fading[i] = NULL;
+		free(block);
+		if (i % 20 == 0)
+			usleep(200);
+	}
+	return NULL;
+}
+
 int main(void) {
 	char line[64];
 	pthread_barrier_init(&filled, NULL, 2);
@@ -101,7 +118,14 @@ int main(void) {
 	fflush(stdout);
 	if (!fgets(line, sizeof line, stdin))
 		return 1;
-	fill();
+	if (strcmp(line, "fade\n") == 0) {
+		pthread_t thread;
+		for (int i = 0; i < FADING; i++)
+			in_fading[i] = kept_for_a_while();
+		pthread_create(&thread, NULL, fade, NULL);
+	} else {
+		fill();
+	}
 	wipe();
 	printf("{\"each\":%d,\"size\":%d}\n", EACH, SIZE);
 	fflush(stdout);
