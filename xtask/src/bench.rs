@@ -4,8 +4,8 @@
 //! again: what else the machine does falls on both alike. The figures are ratios within one turn,
 //! against the mean of what is before and after it. It is built with the runtime's heap sampler and
 //! without, where leaktrace samples for itself; and beside it stands what a uprobe on every allocation
-//! would cost. Other cases are what reading a large capture takes, what `why` takes for a large heap and costs the program
-//! meanwhile, and a native allocator, beside other tools.
+//! would cost. Other cases are what reading a large capture takes, what `why` takes for a large heap and
+//! costs the program meanwhile, and a native allocator, beside other tools.
 
 mod native;
 mod peers;
