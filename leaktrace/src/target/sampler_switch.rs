@@ -220,6 +220,7 @@ mod tests {
         io::{Read as _, Write as _},
         process::{Child, Command, Stdio},
         sync::atomic::{AtomicU64, Ordering::SeqCst},
+        thread,
     };
 
     use super::*;
@@ -228,7 +229,13 @@ mod tests {
     fn switch(rate: &AtomicU64) -> SamplerSwitch {
         let process = Process::myself().unwrap();
         let address = rate.as_ptr() as u64;
-        SamplerSwitch::open(&process, address, rate.load(SeqCst), 0).unwrap()
+        loop {
+            match SamplerSwitch::open(&process, address, rate.load(SeqCst), 0) {
+                // A process that another test starts has the lock, too, until it has become its program.
+                Err(SwitchError::Busy { .. }) => thread::yield_now(),
+                switch => return switch.unwrap(),
+            }
+        }
     }
 
     #[test]
