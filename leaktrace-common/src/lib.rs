@@ -368,10 +368,9 @@ pub mod loss {
     pub const LIVE_MAP_FULL: u32 = 2;
     /// An event's site did not fit the counter map.
     pub const COUNTER_MAP_FULL: u32 = 3;
-    /// A system call's arguments did not fit the map of calls under way.
-    pub const INFLIGHT_FULL: u32 = 4;
-    /// A system call returned whose entry had not been seen (it was under way at the attach, or
-    /// [`INFLIGHT_FULL`]).
+    /// More threads than the map of them holds; their calls, of allocators and of the kernel, are not seen.
+    pub const THREADS_FULL: u32 = 4;
+    /// A system call returned whose entry had not been seen: it was under way at the attach.
     pub const RETURN_WITHOUT_ENTRY: u32 = 5;
     /// An event's stack was cut at the depth limit.
     pub const STACK_TRUNCATED: u32 = 6;
@@ -386,14 +385,12 @@ pub mod loss {
     /// A call of a native allocator was left without returning (`longjmp`, an exception, the end of the
     /// thread): what it may have allocated is not known.
     pub const CALL_ABANDONED: u32 = 11;
-    /// More threads than the map of allocator calls holds; their calls are not seen.
-    pub const THREADS_FULL: u32 = 12;
     /// The record of a block's birth or death in a window did not fit the ring buffer.
-    pub const BLOCK_RING_FULL: u32 = 13;
+    pub const BLOCK_RING_FULL: u32 = 12;
     /// A process was made for which there was no room among those that are followed.
-    pub const PROCESS_NOT_FOLLOWED: u32 = 14;
+    pub const PROCESS_NOT_FOLLOWED: u32 = 13;
     /// Number of causes.
-    pub const COUNT: u32 = 15;
+    pub const COUNT: u32 = 14;
 }
 
 const _: () = assert!(size_of::<SiteKey>() == 16, "SiteKey has padding");

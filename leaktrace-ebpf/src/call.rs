@@ -3,19 +3,26 @@
 //! The tracepoint's record has its first argument, and its result, at offset 16 on every kernel
 //! and flavour (BTF's `trace_event_raw_sys_enter` says 24 on 5.10 and 6.1 RT kernels, and is
 //! wrong there).
+//!
+//! Where the kernel may preempt these programs there are several copies of each, and a call is seen by those that
+//! it does not leave out: each keeps the same arguments, and the first that sees the return has them. User space
+//! (`loader`) says why.
 
-use aya_ebpf::{
-    helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns},
-    programs::TracePointContext,
-};
+use aya_ebpf::{Global, helpers::bpf_ktime_get_ns, programs::TracePointContext};
 use leaktrace_common::Ktime;
 
-use crate::{loss::Loss, maps::INFLIGHT};
+use crate::{loss::Loss, thread, walk::Walk};
 
-/// A system call under way.
+/// How many copies of each program are attached. User space sets it before it loads the object.
+#[unsafe(no_mangle)]
+static SYSTEM_CALL_COPIES: Global<u32> = Global::new(1);
+
+/// The system call that a thread is in, or was in last.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Call {
+    /// One of the `EVENT_…` constants, or [`RETURNED`]; zero: none was seen yet.
+    pub event: u64,
     /// When it was entered.
     pub entered: Ktime,
     /// First argument.
@@ -28,13 +35,27 @@ pub struct Call {
     pub flags: u64,
 }
 
+/// It has returned.
+const RETURNED: u64 = u64::MAX;
+
+/// A system call that has returned.
+pub struct Returned<'a> {
+    /// Its arguments.
+    pub call: Call,
+    /// Its result.
+    pub result: i64,
+    /// Where its stack can be put together.
+    pub walk: &'a mut Walk,
+}
+
 const ARGUMENTS: usize = 16;
 const RESULT: usize = 16;
 
 /// Keeps the arguments of the call that begins now.
 #[inline(always)]
-pub fn enter(addr: u64, len: u64, new_len: u64, flags: u64) -> Result<(), Loss> {
-    let call = Call {
+pub fn enter(event: u32, addr: u64, len: u64, new_len: u64, flags: u64) -> Result<(), Loss> {
+    thread::current()?.call = Call {
+        event: u64::from(event),
         // SAFETY: no arguments, no preconditions.
         entered: Ktime(unsafe { bpf_ktime_get_ns() }),
         addr,
@@ -42,21 +63,28 @@ pub fn enter(addr: u64, len: u64, new_len: u64, flags: u64) -> Result<(), Loss> 
         new_len,
         flags,
     };
-    INFLIGHT
-        .insert(bpf_get_current_pid_tgid(), call, 0)
-        .map_err(|_| Loss::InflightFull)
+    Ok(())
 }
 
-/// The arguments of the call that returns now, and its result.
+/// The call that returns now; `None` if another copy has seen it.
 #[inline(always)]
-pub fn exit(ctx: &TracePointContext) -> Result<(Call, i64), Loss> {
-    let thread = bpf_get_current_pid_tgid();
-    // SAFETY: the entry belongs to the current thread: nobody else writes or removes it.
-    let call = *unsafe { INFLIGHT.get(thread) }.ok_or(Loss::ReturnWithoutEntry)?;
-    let _ = INFLIGHT.remove(thread);
+pub fn exit<'a>(ctx: &TracePointContext, event: u32) -> Result<Option<Returned<'a>>, Loss> {
+    let thread = thread::current()?;
+    let call = thread.call;
+    thread.call.event = RETURNED;
+    if call.event == RETURNED && SYSTEM_CALL_COPIES.load() > 1 {
+        return Ok(None);
+    }
+    if call.event != u64::from(event) {
+        return Err(Loss::ReturnWithoutEntry);
+    }
     // SAFETY: the result is a long at this offset of every sys_exit record.
     let result = unsafe { ctx.read_at::<i64>(RESULT) }.map_err(|_| Loss::ArgumentUnreadable)?;
-    Ok((call, result))
+    Ok(Some(Returned {
+        call,
+        result,
+        walk: &mut thread.walk,
+    }))
 }
 
 /// Argument `n` of the call that begins now.

@@ -12,7 +12,6 @@ pub enum Loss {
     StackMapFull = loss::STACK_MAP_FULL,
     LiveMapFull = loss::LIVE_MAP_FULL,
     CounterMapFull = loss::COUNTER_MAP_FULL,
-    InflightFull = loss::INFLIGHT_FULL,
     ReturnWithoutEntry = loss::RETURN_WITHOUT_ENTRY,
     StackTruncated = loss::STACK_TRUNCATED,
     StackUnreadable = loss::STACK_UNREADABLE,

@@ -55,15 +55,6 @@ pub static EVENTS: RingBuf = RingBuf::with_byte_size(4096, 0);
 #[map]
 pub static ENDING: Array<u64> = Array::with_max_entries(1, 0);
 
-/// System calls under way, by thread.
-#[map]
-pub static INFLIGHT: HashMap<u64, crate::call::Call> = HashMap::with_max_entries(1, 0);
-
-/// Where a stack is put together. Used by tracepoint programs only: they run with preemption
-/// off, so that nobody else writes the slot meanwhile.
-#[map]
-pub static SCRATCH: PerCpuArray<crate::walk::Walk> = PerCpuArray::with_max_entries(1, 0);
-
 /// Garbage collections completed since the attach: one value.
 #[map]
 pub static GC_CYCLES: Array<u64> = Array::with_max_entries(1, 0);
@@ -85,7 +76,7 @@ pub static GO_HITS: PerCpuArray<u64> = PerCpuArray::with_max_entries(GO_HIT_KIND
 #[map]
 pub static ALLOCATOR_CALLS: HashMap<u64, AllocatorCall> = HashMap::with_max_entries(1, 0);
 
-/// Threads that have called a native allocator, by thread.
+/// Threads that have called a native allocator or changed the address space, by thread.
 #[map]
 pub static THREADS: HashMap<u64, crate::thread::Thread> = HashMap::with_max_entries(1, 0);
 

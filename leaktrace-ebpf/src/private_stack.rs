@@ -24,7 +24,7 @@ pub trait Context: EbpfContext {
     fn keep_stack(&self);
 }
 
-/// Nothing preempts these.
+/// Nothing preempts these, or while something does the kernel does not run the same program on that processor.
 impl Context for TracePointContext {
     #[inline(always)]
     fn keep_stack(&self) {}

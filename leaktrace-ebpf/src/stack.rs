@@ -8,36 +8,29 @@ use leaktrace_common::{STACK_TRUNCATED, StackId, StackRecord};
 
 use crate::{
     loss::{self, Loss},
-    maps::{SCRATCH, STACKS},
+    maps::STACKS,
     walk::Walk,
 };
 
-/// The stack of the current system call: its id, or zero if it could not be kept (counted).
+/// The stack of the system call that the thread is in, put together in `walk`: its id, or zero if it could not be
+/// kept (counted).
 #[inline(always)]
-pub fn of_system_call() -> StackId {
+pub fn of_system_call(walk: &mut Walk) -> StackId {
     // SAFETY: no arguments; the helper returns the current task.
     let task = unsafe { bpf_get_current_task_btf() };
     // SAFETY: `task` is the current task, whose user registers were saved at kernel entry.
     let regs = unsafe { bpf_task_pt_regs(task.cast()) } as *const pt_regs;
     // SAFETY: the helper copies from kernel memory and fails rather than faults.
     match unsafe { bpf_probe_read_kernel(regs) } {
-        Ok(regs) => capture(regs.rip, regs.rsp, regs.rbp),
+        Ok(regs) => {
+            let id = walk.take_here(regs.rip, regs.rsp, regs.rbp);
+            keep(id, &walk.record)
+        }
         Err(_) => {
             loss::count(Loss::StackUnreadable);
             StackId(0)
         }
     }
-}
-
-#[inline(always)]
-fn capture(ip: u64, sp: u64, bp: u64) -> StackId {
-    let Some(walk) = SCRATCH.get_ptr_mut(0) else {
-        return StackId(0);
-    };
-    // SAFETY: a per-CPU slot that nobody else uses while this program runs (see `SCRATCH`).
-    let walk = unsafe { &mut *walk };
-    let id = walk.take_here(ip, sp, bp);
-    keep(id, &walk.record)
 }
 
 /// The stack of a call of `function` that has just returned to `ret`, put together in `walk`.

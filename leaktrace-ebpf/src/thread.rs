@@ -1,4 +1,4 @@
-//! The outermost call of a native allocator that a thread is in.
+//! What a thread is in: a system call, and the outermost call of a native allocator.
 //!
 //! Allocators call one another (`calloc` calls `malloc`, `operator new` too), and what a program asked
 //! for is the outermost call. So a thread has one call under way, told by the place of its return
@@ -9,6 +9,7 @@ use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_probe_read_user};
 use leaktrace_common::{Ktime, LiveObject};
 
 use crate::{
+    call::Call,
     live,
     loss::{self, Loss},
     maps::{NEW_THREAD, THREADS},
@@ -51,11 +52,13 @@ pub struct Thread {
     pub countdown: u64,
     /// The level of sampling at which that was drawn.
     pub level: u64,
+    /// The system call that it is in.
+    pub call: Call,
     /// Where a stack is put together.
     pub walk: Walk,
 }
 
-/// The current thread, if it has called an allocator before.
+/// The current thread, if it is known.
 #[inline(always)]
 pub fn known<'a>() -> Option<&'a mut Thread> {
     let thread = THREADS.get_ptr_mut(bpf_get_current_pid_tgid())?;

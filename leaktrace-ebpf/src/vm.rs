@@ -7,7 +7,7 @@ use leaktrace_common::{
 };
 
 use crate::{
-    call::{Call, argument, enter, exit, succeeded},
+    call::{Call, Returned, argument, enter, exit, succeeded},
     events, live,
     loss::Loss,
     stack,
@@ -22,17 +22,18 @@ pub fn try_enter_mmap(ctx: &TracePointContext) -> Result<(), Loss> {
     if argument(ctx, 2)? & PROT_EXEC != 0 && flags & (MAP_ANONYMOUS | MAP_HUGETLB) == 0 {
         flags |= u64::from(MAPPED_CODE);
     }
-    enter(argument(ctx, 0)?, argument(ctx, 1)?, 0, flags)
+    enter(EVENT_MMAP, argument(ctx, 0)?, argument(ctx, 1)?, 0, flags)
 }
 
 #[inline(always)]
 pub fn try_enter_munmap(ctx: &TracePointContext) -> Result<(), Loss> {
-    enter(argument(ctx, 0)?, argument(ctx, 1)?, 0, 0)
+    enter(EVENT_MUNMAP, argument(ctx, 0)?, argument(ctx, 1)?, 0, 0)
 }
 
 #[inline(always)]
 pub fn try_enter_mremap(ctx: &TracePointContext) -> Result<(), Loss> {
     enter(
+        EVENT_MREMAP,
         argument(ctx, 0)?,
         argument(ctx, 1)?,
         argument(ctx, 2)?,
@@ -42,16 +43,18 @@ pub fn try_enter_mremap(ctx: &TracePointContext) -> Result<(), Loss> {
 
 #[inline(always)]
 pub fn try_enter_brk(ctx: &TracePointContext) -> Result<(), Loss> {
-    enter(argument(ctx, 0)?, 0, 0, 0)
+    enter(EVENT_BRK, argument(ctx, 0)?, 0, 0, 0)
 }
 
 #[inline(always)]
 pub fn try_exit_mmap(ctx: &TracePointContext) -> Result<(), Loss> {
-    let (call, result) = exit(ctx)?;
+    let Some(Returned { call, result, walk }) = exit(ctx, EVENT_MMAP)? else {
+        return Ok(());
+    };
     let Some(addr) = succeeded(result) else {
         return Ok(());
     };
-    let stack = stack::of_system_call();
+    let stack = stack::of_system_call(walk);
     live::count_allocation(live::site(stack, KIND_MMAP), call.len);
     events::send(VmEvent {
         flags: call.flags as u32,
@@ -63,7 +66,9 @@ pub fn try_exit_mmap(ctx: &TracePointContext) -> Result<(), Loss> {
 
 #[inline(always)]
 pub fn try_exit_munmap(ctx: &TracePointContext) -> Result<(), Loss> {
-    let (call, result) = exit(ctx)?;
+    let Some(Returned { call, result, .. }) = exit(ctx, EVENT_MUNMAP)? else {
+        return Ok(());
+    };
     if succeeded(result).is_none() {
         return Ok(());
     }
@@ -76,11 +81,13 @@ pub fn try_exit_munmap(ctx: &TracePointContext) -> Result<(), Loss> {
 
 #[inline(always)]
 pub fn try_exit_mremap(ctx: &TracePointContext) -> Result<(), Loss> {
-    let (call, result) = exit(ctx)?;
+    let Some(Returned { call, result, walk }) = exit(ctx, EVENT_MREMAP)? else {
+        return Ok(());
+    };
     let Some(addr) = succeeded(result) else {
         return Ok(());
     };
-    let stack = stack::of_system_call();
+    let stack = stack::of_system_call(walk);
     live::count_allocation(
         live::site(stack, KIND_MMAP),
         call.new_len.saturating_sub(call.len),
@@ -97,12 +104,14 @@ pub fn try_exit_mremap(ctx: &TracePointContext) -> Result<(), Loss> {
 
 #[inline(always)]
 pub fn try_exit_brk(ctx: &TracePointContext) -> Result<(), Loss> {
-    let (call, result) = exit(ctx)?;
+    let Some(Returned { call, result, walk }) = exit(ctx, EVENT_BRK)? else {
+        return Ok(());
+    };
     // brk returns the break, changed or not: only a granted request moved it.
     if call.addr == 0 || result as u64 != call.addr {
         return Ok(());
     }
-    let stack = stack::of_system_call();
+    let stack = stack::of_system_call(walk);
     live::count_allocation(live::site(stack, KIND_BRK), 0);
     events::send(VmEvent {
         addr: call.addr,

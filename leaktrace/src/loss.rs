@@ -9,7 +9,7 @@ pub const KERNEL: [&str; loss::COUNT as usize] = {
     names[loss::STACK_MAP_FULL as usize] = "stack_map_full";
     names[loss::LIVE_MAP_FULL as usize] = "live_object_map_full";
     names[loss::COUNTER_MAP_FULL as usize] = "site_map_full";
-    names[loss::INFLIGHT_FULL as usize] = "calls_in_flight_full";
+    names[loss::THREADS_FULL as usize] = "threads_full";
     names[loss::RETURN_WITHOUT_ENTRY as usize] = "return_without_entry";
     names[loss::STACK_TRUNCATED as usize] = "stack_truncated";
     names[loss::STACK_UNREADABLE as usize] = "stack_unreadable";
@@ -17,7 +17,6 @@ pub const KERNEL: [&str; loss::COUNT as usize] = {
     names[loss::ARGUMENT_UNREADABLE as usize] = "argument_unreadable";
     names[loss::SAMPLE_RING_FULL as usize] = "sample_ring_full";
     names[loss::CALL_ABANDONED as usize] = "call_abandoned";
-    names[loss::THREADS_FULL as usize] = "threads_full";
     names[loss::BLOCK_RING_FULL as usize] = "block_ring_full";
     names[loss::PROCESS_NOT_FOLLOWED as usize] = "process_not_followed";
     names
@@ -60,7 +59,7 @@ pub const GOROUTINE_CENSUS_FAILED: &str = "goroutine_census_failed";
 pub const OF_MAPPINGS: [&str; 5] = [
     PROGRAMS_SKIPPED,
     KERNEL[loss::RING_FULL as usize],
-    KERNEL[loss::INFLIGHT_FULL as usize],
+    KERNEL[loss::THREADS_FULL as usize],
     KERNEL[loss::RETURN_WITHOUT_ENTRY as usize],
     MAPPINGS_UNTRACKED,
 ];
@@ -89,9 +88,6 @@ pub fn meaning(cause: &str) -> Option<&'static str> {
              blocks of native allocators are missing (--live-objects makes room)"
         }
         "site_map_full" => "new sites found no room; the probes' counts of them are missing",
-        "calls_in_flight_full" => {
-            "too many system calls at a time; mmap and brk sites may be off by as many calls"
-        }
         "return_without_entry" => {
             "system calls whose beginning was not seen, as those under way at the attach; mmap and \
              brk sites may be off by as many calls"
@@ -131,11 +127,12 @@ pub fn meaning(cause: &str) -> Option<&'static str> {
             "allocations of more sites than can be told apart; they are counted at a site without a stack"
         }
         "threads_full" => {
-            "allocations of threads for which there was no room; they are missing (--threads makes room)"
+            "calls, of allocators or of the kernel, by threads for which there was no room; what they allocated \
+             and freed is missing"
         }
         PROGRAMS_SKIPPED => {
-            "times that the kernel did not run one of leaktrace's programs, since it was busy with another one on \
-             that processor; what it would have seen is missing"
+            "times, at most, that the kernel left out leaktrace's program, since one was under way on that processor \
+             already; what it would have seen is missing"
         }
         GO_SAMPLES_UNSEEN => {
             "samples that Go's profile has and no probe saw; live bytes are right, the ages of so \

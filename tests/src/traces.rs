@@ -33,15 +33,13 @@ const PROGRAMS: [&str; 20] = [
     "malloc_free",
     "thread_exit",
 ];
-const MAPS: [&str; 14] = [
+const MAPS: [&str; 12] = [
     "STACKS",
     "LIVE",
     "COUNTERS",
     "LOSSES",
     "EVENTS",
     "ENDING",
-    "INFLIGHT",
-    "SCRATCH",
     "GC_CYCLES",
     "ALLOCATOR_CALLS",
     "THREADS",

@@ -1,6 +1,6 @@
 //! mmap, munmap, mremap and brk are counted to the byte.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fs};
 
 use leaktrace_tests::{Leaktrace, Service, assert_nothing_left};
 use serde_json::Value;
@@ -43,13 +43,20 @@ fn every_site_is_exact() {
     expected.retain(|_, bytes| *bytes > 0);
     seen.retain(|_, bytes| *bytes > 0);
     assert_eq!(seen, expected);
-    assert_eq!(
-        report["losses"].as_object().map(|losses| losses.len()),
-        Some(0),
-        "{:#}",
-        report["losses"]
-    );
+    let mut losses = report["losses"].as_object().unwrap().clone();
+    // It says how many there may have been at most, and the sums are right.
+    if preempts_programs() {
+        losses.remove("programs_skipped");
+    }
+    assert!(losses.is_empty(), "{losses:?}");
     assert_nothing_left();
+}
+
+/// Whether the kernel may preempt programs of system calls' tracepoints: Linux 7.2 and later.
+fn preempts_programs() -> bool {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let mut numbers = release.split('.').map_while(|number| number.parse().ok());
+    (numbers.next(), numbers.next()) >= (Some(7), Some(2))
 }
 
 fn add(bytes: &mut Bytes, function: &Value, site: &Value) {

@@ -355,7 +355,7 @@ fn unknown_releases_are_read_by_their_debug_information_or_refused() {
             assert_eq!(binary.module.text, known.module.text, "{what}");
 
             let plan = plan_for(&binary);
-            assert_eq!(plan.tracepoints.len(), 10);
+            assert_eq!(plan.tracepoints.len(), 11);
             let probed: Vec<_> = plan.uprobes.iter().map(|probe| probe.function).collect();
             if mode.stripped() {
                 assert!(!binary.knows_inlining() && known.knows_inlining());

@@ -6,6 +6,7 @@
 
 mod batch;
 mod code;
+mod copies;
 mod host;
 mod log;
 mod probe_set;
@@ -25,8 +26,7 @@ use aya::{
     Btf, Ebpf, EbpfLoader, VerifierLogLevel,
     maps::HashMap,
     programs::{
-        ProgramError, TracePoint, UProbe,
-        trace_point::TracePointLink,
+        ProgramError, UProbe,
         uprobe::{UProbeLink, UProbeScope},
     },
 };
@@ -38,6 +38,7 @@ use crate::{
     target::Target,
 };
 
+use self::copies::Copies;
 pub use self::{
     batch::for_each_entry,
     code::check_code,
@@ -66,8 +67,6 @@ pub struct MapSizes {
     pub sites: u32,
     /// Bytes of the ring buffer, rounded up to a power of two of at least a page.
     pub ring_bytes: u32,
-    /// Threads of the target in a traced system call at one time.
-    pub calls_in_flight: u32,
     /// Chunks of the unwind tables, of [`UNWIND_CHUNK`] rows each.
     pub unwind_chunks: u32,
     /// Pages of code that have such rows.
@@ -76,7 +75,7 @@ pub struct MapSizes {
     pub sample_ring_bytes: u32,
     /// Bytes of the ring buffer for births and deaths of blocks in windows, a power of two.
     pub block_ring_bytes: u32,
-    /// Threads of the target that call native allocators.
+    /// Threads of the target that call native allocators, or change the address space.
     pub threads: u32,
     /// Processes other than the target that are followed at one time; 0: none is.
     pub processes: u32,
@@ -91,7 +90,6 @@ impl Default for MapSizes {
             stacks: 1 << 13,
             sites: 1 << 13,
             ring_bytes: 1 << 22,
-            calls_in_flight: 1 << 12,
             unwind_chunks: 1 << 6,
             unwind_pages: 1 << 17,
             sample_ring_bytes: 1 << 22,
@@ -224,6 +222,8 @@ pub struct Loaded {
     pub(crate) ebpf: Ebpf,
     /// Before any map was taken out.
     set: Option<ProbeSet>,
+    /// How often the program of a system call is attached.
+    system_call_copies: u32,
 }
 
 impl Loaded {
@@ -258,6 +258,7 @@ impl Loaded {
         let span_register = refill.map_or(0, |refill| refill.span_register);
         let sweepgen = refill.map_or(0, |refill| refill.sweepgen);
         let gopc = plan.gopc.unwrap_or(0) as u32;
+        let system_call_copies = copies::of_system_calls();
         let btf = Btf::from_sys_fs().ok();
         let ebpf = EbpfLoader::new()
             .btf(btf.as_ref())
@@ -267,6 +268,7 @@ impl Loaded {
             })
             .override_global(aya_log::LEVEL, &log_level, true)
             .override_global("TARGET_TGID", &tgid, true)
+            .override_global("SYSTEM_CALL_COPIES", &system_call_copies, true)
             .override_global("FOLLOWS_FORKS", &u32::from(sizes.processes > 0), true)
             .override_global("LIVE_CAPACITY", &sizes.live_objects, true)
             .override_global("GO_SPECIAL_KIND", &kind_offset, true)
@@ -287,7 +289,6 @@ impl Loaded {
             .map_max_entries("STACKS", sizes.stacks)
             .map_max_entries("COUNTERS", sizes.sites)
             .map_max_entries("EVENTS", sizes.ring_bytes)
-            .map_max_entries("INFLIGHT", sizes.calls_in_flight)
             .map_max_entries("UNWIND_ROWS", sizes.unwind_chunks)
             .map_max_entries("UNWIND_PAGES", sizes.unwind_pages)
             .map_max_entries("ALLOCATOR_CALLS", sizes.allocator_calls)
@@ -299,7 +300,14 @@ impl Loaded {
                     4096
                 },
             )
-            .map_max_entries("THREADS", if plan.malloc { sizes.threads } else { 1 })
+            .map_max_entries(
+                "THREADS",
+                if plan.follows_threads {
+                    sizes.threads
+                } else {
+                    1
+                },
+            )
             .map_max_entries(
                 "SAMPLES",
                 if refill.is_some() {
@@ -315,6 +323,7 @@ impl Loaded {
             attached: Vec::new(),
             ebpf,
             set,
+            system_call_copies,
         })
     }
 
@@ -349,14 +358,12 @@ impl Loaded {
     ///
     /// It could not be attached.
     pub fn attach_tracepoint(&mut self, tracepoint: &Tracepoint) -> Result<(), LoadError> {
-        let name = format!("{}:{}", tracepoint.category, tracepoint.name);
-        let program: &mut TracePoint = self.program(tracepoint.program)?;
-        program.load().map_err(|e| program_error(&name, e))?;
-        let link = program
-            .attach(tracepoint.category, tracepoint.name)
-            .and_then(|link| program.take_link(link))
-            .map_err(|e| program_error(&name, e))?;
-        let attached = Attached::Tracepoint { _link: link };
+        let count = match tracepoint.category {
+            "syscalls" => self.system_call_copies,
+            _ => 1,
+        };
+        let program = self.program(tracepoint.program)?;
+        let attached = Attached::Tracepoint(Copies::attach(program, tracepoint, count)?);
         self.attached.push((tracepoint.program, attached));
         Ok(())
     }
@@ -455,7 +462,7 @@ impl Loaded {
 
 /// A link, which lasts as long as it is held.
 enum Attached {
-    Tracepoint { _link: TracePointLink },
+    Tracepoint(Copies),
     Uprobe { _link: UProbeLink },
 }
 

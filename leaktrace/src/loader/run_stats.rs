@@ -9,7 +9,7 @@ use std::{
 
 use aya::sys::{Stats, enable_stats};
 
-use super::{LoadError, Loaded};
+use super::{Attached, LoadError, Loaded};
 use crate::overhead::{Cost, Family};
 
 /// Runs of our programs since they were loaded.
@@ -19,16 +19,17 @@ pub struct Runs {
     pub count: u64,
     /// The time they took, all processors together.
     pub time: Duration,
-    /// How often the kernel left one out, since it takes BPF to be busy on that processor already. Tracepoints
-    /// only: a program of the same kind, or a system call on a map, was preempted there
-    /// (kernel/trace/bpf_trace.c of Linux 6.18, `trace_call_bpf`).
+    /// How often, at most, the kernel left one out, since it takes BPF to be busy on that processor already.
+    /// Tracepoints only: a program of the same kind, or a system call on a map, was preempted there
+    /// (kernel/trace/bpf_trace.c of Linux 6.18, `trace_call_bpf`), or on Linux 7.2 and later the same program.
     pub skipped: u64,
 }
 
 /// Has the kernel count, as long as it lives. It counts for every BPF program of the host then, at two
 /// readings of the clock a run.
 pub struct RunCounter {
-    programs: Vec<(String, OwnedFd)>,
+    /// By name, each in all its copies.
+    programs: Vec<(String, Vec<OwnedFd>)>,
     _enabled: OwnedFd,
 }
 
@@ -41,11 +42,22 @@ impl Loaded {
     pub fn count_runs(&self) -> Result<RunCounter, LoadError> {
         let enabled = enable_stats(Stats::RunTime)
             .map_err(|error| LoadError::other("have the kernel count runs of programs", error))?;
+        let copies = |name: &str| {
+            let mut attached = self.attached.iter();
+            attached.find_map(|(program, attached)| match attached {
+                Attached::Tracepoint(copies) if *program == name => Some(&copies.programs),
+                _ => None,
+            })
+        };
         let programs = self.ebpf.programs();
         let programs = programs.filter_map(|(name, program)| {
             // Those that the plan has no use for are not loaded.
-            let fd = program.fd().ok()?.as_fd().try_clone_to_owned().ok()?;
-            Some((name.to_owned(), fd))
+            let newest = program.fd().ok()?.as_fd();
+            let all = match copies(name) {
+                Some(copies) => copies.iter().map(OwnedFd::try_clone).collect(),
+                None => newest.try_clone_to_owned().map(|fd| vec![fd]),
+            };
+            Some((name.to_owned(), all.ok()?))
         });
         Ok(RunCounter {
             programs: programs.collect(),
@@ -67,8 +79,8 @@ impl RunCounter {
     /// What has been counted so far.
     pub fn read(&self) -> Counted {
         let mut counted = Counted::default();
-        for (name, program) in &self.programs {
-            let runs = runs_of(program);
+        for (name, copies) in &self.programs {
+            let runs = of_copies(copies.iter().map(runs_of));
             counted.runs.count += runs.count;
             counted.runs.time += runs.time;
             counted.runs.skipped += runs.skipped;
@@ -81,6 +93,16 @@ impl RunCounter {
         }
         counted
     }
+}
+
+/// The runs of a program that is there in copies: each call is seen by all but those that were left out of it.
+fn of_copies(copies: impl Iterator<Item = Runs>) -> Runs {
+    let together = |all: Runs, one: Runs| Runs {
+        count: all.count.max(one.count),
+        time: all.time + one.time,
+        skipped: all.skipped.min(one.skipped),
+    };
+    copies.reduce(together).unwrap_or_default()
 }
 
 fn runs_of(program: &OwnedFd) -> Runs {

@@ -70,6 +70,8 @@ pub struct Plan {
     pub gopc: Option<u64>,
     /// Whether native allocators are probed.
     pub malloc: bool,
+    /// Whether it is kept what each thread of the target is in.
+    pub follows_threads: bool,
     /// Whether code that is mapped later is searched for more of them.
     pub watches_objects: bool,
     /// What cannot be seen, and why.
@@ -246,6 +248,15 @@ impl Plan {
         match &facts.native {
             Some(native) if families.malloc => native::plan(native, facts.go.is_some(), &mut plan),
             _ => {}
+        }
+        plan.follows_threads = families.vm || plan.malloc;
+        if plan.follows_threads {
+            plan.tracepoints.push(Tracepoint {
+                program: "thread_exit",
+                category: "sched",
+                name: "sched_process_exit",
+                purpose: "a thread ends, in a call or not",
+            });
         }
         if let Some(Ok(go)) = &facts.go
             && (families.go || families.goroutine)

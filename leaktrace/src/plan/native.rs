@@ -29,7 +29,7 @@ use self::{
     returns::{frees_again, returns},
 };
 use super::{
-    Limit, Plan, Tracepoint, Uprobe, frame_table,
+    Limit, Plan, Uprobe, frame_table,
     placement::{self, Class, FrameState, Placement},
 };
 
@@ -75,12 +75,6 @@ pub(super) fn plan(native: &NativeFacts, is_go: bool, plan: &mut Plan) {
     plan.limits.extend(limits);
     if plan.uprobes.len() > before {
         (plan.malloc, plan.watches_objects) = (true, true);
-        plan.tracepoints.push(Tracepoint {
-            program: "thread_exit",
-            category: "sched",
-            name: "sched_process_exit",
-            purpose: "a thread ends, in a call of an allocator or not",
-        });
     } else if !is_go {
         plan.limit(
             "allocations inside native allocators",
