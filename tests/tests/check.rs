@@ -10,7 +10,11 @@ use std::{
 use leaktrace::capture::Capture;
 use leaktrace_tests::{Leaktrace, Service, assert_nothing_left, leaktrace_binary, run};
 use nix::{
-    sys::signal::{self, Signal},
+    sys::{
+        ptrace,
+        signal::{self, Signal},
+        wait::{WaitPidFlag, waitpid},
+    },
     unistd::Pid,
 };
 use serde_json::Value;
@@ -158,7 +162,8 @@ fn a_native_program_in_text() {
     }
 }
 
-/// Another tool has changed the code: the process is stopped meanwhile, so that it does not run it.
+/// Another tool has changed the code, or a debugger has a breakpoint there: the process is stopped meanwhile, so that
+/// it does not run it.
 #[test]
 fn code_that_is_not_the_files_is_refused_here_and_by_record() {
     let mut service = go_service("reload-1.27.3-stripped");
@@ -175,21 +180,31 @@ fn code_that_is_not_the_files_is_refused_here_and_by_record() {
         .unwrap();
     let mut original = [0];
     memory.read_exact_at(&mut original, entry).unwrap();
-    memory.write_all_at(&[!original[0]], entry).unwrap();
-    let pid_text = pid.to_string();
-    for arguments in [
-        vec!["check", "-p", &pid_text],
-        vec!["record", "-d", "1s", "-p", &pid_text],
-    ] {
-        let output = run(arguments);
-        let stderr = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(6), "{stderr}");
-        assert!(
-            stderr.contains("differs from the executable file"),
-            "{stderr}"
-        );
-    }
-    memory.write_all_at(&original, entry).unwrap();
+    let refused = |changed: [u8; 1]| {
+        memory.write_all_at(&changed, entry).unwrap();
+        let pid = pid.to_string();
+        for arguments in [vec!["check"], vec!["record", "-d", "1s"]] {
+            let output = run(arguments.into_iter().chain(["-p", &pid]));
+            let stderr = String::from_utf8_lossy(&output.stderr);
+            assert_eq!(output.status.code(), Some(6), "{stderr}");
+            assert!(
+                stderr.contains("differs from the executable file"),
+                "{stderr}"
+            );
+        }
+        let mut left = [0];
+        memory.read_exact_at(&mut left, entry).unwrap();
+        assert_eq!(left, changed);
+        memory.write_all_at(&original, entry).unwrap();
+    };
+    refused([!original[0]]);
+    const INT3: u8 = 0xcc;
+    let debugged = Pid::from_raw(pid);
+    ptrace::seize(debugged, ptrace::Options::empty()).unwrap();
+    refused([INT3]);
+    // It has stopped already.
+    waitpid(debugged, Some(WaitPidFlag::WSTOPPED)).unwrap();
+    ptrace::detach(debugged, None).unwrap();
     signal::kill(Pid::from_raw(pid), Signal::SIGCONT).unwrap();
     announces_what_record_does(&service);
     assert!(service.is_running());

@@ -5,12 +5,17 @@ use std::fs;
 use super::LoadError;
 use crate::{plan::Uprobe, target::Target};
 
-/// Checks that a probe would stand in the code that it was planned for.
+/// Checks that a probe would stand in the code that it was planned for; `is_ours` tells the addresses at which there is
+/// a probe of ours already.
 ///
 /// # Errors
 ///
 /// [`LoadError::CodeDiffers`], or the code cannot be read.
-pub fn check_code(probe: &Uprobe, target: &Target) -> Result<(), LoadError> {
+pub fn check_code(
+    probe: &Uprobe,
+    target: &Target,
+    is_ours: impl Fn(u64) -> bool,
+) -> Result<(), LoadError> {
     let pid = target.pid;
     let mut mapped = vec![0; probe.code.len()];
     target
@@ -20,7 +25,9 @@ pub fn check_code(probe: &Uprobe, target: &Target) -> Result<(), LoadError> {
             Ok(true) => LoadError::other(&format!("read the code of `{}`", probe.function), source),
             _ => LoadError::Gone { pid },
         })?;
-    if same_code(&mapped, &probe.code, target.is_traced()) {
+    let is_traced = target.is_traced();
+    let may_break = |at: usize| !is_traced || is_ours(probe.code_address + at as u64);
+    if same_code(&mapped, &probe.code, may_break) {
         Ok(())
     } else {
         Err(LoadError::CodeDiffers {
@@ -31,14 +38,12 @@ pub fn check_code(probe: &Uprobe, target: &Target) -> Result<(), LoadError> {
 
 /// Whether the code in memory is the file's. The breakpoint of another uprobe does not count as a
 /// difference, the kernel keeps several on one instruction; that of a debugger does, since the
-/// kernel would take it away with ours.
-fn same_code(mapped: &[u8], file: &[u8], is_traced: bool) -> bool {
+/// kernel would take it away with ours. Where one may be, `may_break` tells.
+fn same_code(mapped: &[u8], file: &[u8], may_break: impl Fn(usize) -> bool) -> bool {
     const INT3: u8 = 0xcc;
+    let mut bytes = mapped.iter().zip(file).enumerate();
     mapped.len() == file.len()
-        && mapped
-            .iter()
-            .zip(file)
-            .all(|(mapped, file)| mapped == file || (!is_traced && *mapped == INT3))
+        && bytes.all(|(at, (mapped, file))| mapped == file || *mapped == INT3 && may_break(at))
 }
 
 #[cfg(test)]
@@ -47,10 +52,10 @@ mod tests {
 
     #[test]
     fn only_the_breakpoint_of_a_uprobe_may_differ() {
-        assert!(same_code(&[1, 2, 3], &[1, 2, 3], true));
-        assert!(same_code(&[1, 0xcc, 3], &[1, 2, 3], false));
-        assert!(!same_code(&[1, 0xcc, 3], &[1, 2, 3], true));
-        assert!(!same_code(&[1, 0x90, 3], &[1, 2, 3], false));
-        assert!(!same_code(&[1, 2], &[1, 2, 3], false));
+        assert!(same_code(&[1, 2, 3], &[1, 2, 3], |_| false));
+        assert!(same_code(&[1, 0xcc, 3], &[1, 2, 3], |at| at == 1));
+        assert!(!same_code(&[1, 0xcc, 3], &[1, 2, 3], |at| at == 2));
+        assert!(!same_code(&[1, 0x90, 3], &[1, 2, 3], |_| true));
+        assert!(!same_code(&[1, 2], &[1, 2, 3], |_| true));
     }
 }

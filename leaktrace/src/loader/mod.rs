@@ -382,9 +382,11 @@ impl Loaded {
                 Err(error) => return Err(program_error(probe.function, error)),
             }
             if !probe.in_windows {
-                let link = self.attach_uprobe(probe, target)?;
-                self.attached
-                    .push((probe.program, Attached::Uprobe { _link: link }));
+                let attached = Attached::Uprobe {
+                    address: probe.address,
+                    _link: self.attach_uprobe(probe, target)?,
+                };
+                self.attached.push((probe.program, attached));
             }
         }
         Ok(())
@@ -411,7 +413,7 @@ impl Loaded {
     }
 
     fn attach_uprobe(&mut self, probe: &Uprobe, target: &Target) -> Result<UProbeLink, LoadError> {
-        check_code(probe, target)?;
+        check_code(probe, target, |address| self.stands_at(address))?;
         self.set_calls(probe)?;
         let pid = target.pid;
         let executable = PathBuf::from(format!("/proc/{pid}/exe"));
@@ -428,6 +430,13 @@ impl Loaded {
                 Ok(true) => program_error(probe.function, error),
                 _ => LoadError::Gone { pid },
             })
+    }
+
+    /// Whether one of its probes that stay is at this address.
+    fn stands_at(&self, place: u64) -> bool {
+        self.attached.iter().any(|(_, attached)| {
+            matches!(attached, Attached::Uprobe { address, .. } if *address == place)
+        })
     }
 
     /// Tells the kernel side what a call means at whose beginning the probe stands.
@@ -463,7 +472,7 @@ impl Loaded {
 /// A link, which lasts as long as it is held.
 enum Attached {
     Tracepoint(Copies),
-    Uprobe { _link: UProbeLink },
+    Uprobe { address: u64, _link: UProbeLink },
 }
 
 /// A probe that is attached for a while.

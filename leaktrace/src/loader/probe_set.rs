@@ -170,7 +170,7 @@ impl ProbeSet {
         target: &Target,
     ) -> Result<(), LoadError> {
         for probe in probes {
-            check_code(probe, target)?;
+            check_code(probe, target, |_| false)?;
             loaded.set_calls(probe)?;
             self.load(probe.program)?;
             let path = path_of(probe, target)?;
@@ -225,7 +225,7 @@ impl ProbeSet {
     /// The first that could not be attached; none is then.
     pub fn open(&self, target: &Target) -> Result<OpenSet, LoadError> {
         for probe in &self.probes {
-            check_code(probe, target)?;
+            check_code(probe, target, |_| false)?;
         }
         self.open_in(target.pid)
     }
