@@ -29,10 +29,20 @@ impl Hoard {
     ///
     /// It cannot be started.
     pub fn start() -> Self {
+        Self::with_mappings(0)
+    }
+
+    /// The same with so many mappings, every second one of its own code.
+    ///
+    /// # Panics
+    ///
+    /// It cannot be started.
+    pub fn with_mappings(mappings: u32) -> Self {
         let folder = TempDir::new().expect("a temporary folder");
         let told = folder.path().join("blocks");
         fs::write(&told, [0; 8]).expect("a file in it");
-        let mut service = Service::start("hoard", [&told]);
+        let mappings = mappings.to_string();
+        let mut service = Service::start("hoard", [told.as_os_str(), mappings.as_ref()]);
         service.line();
         Self {
             service,

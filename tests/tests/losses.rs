@@ -119,3 +119,24 @@ fn live_object_map() {
     }
     assert_nothing_left();
 }
+
+/// The bytes of mappings are counted from their events, so that only the probes' counts are missing.
+#[test]
+fn site_map() {
+    const CAPACITY: u64 = 8192;
+    let stacks = CAPACITY + 1000;
+    let mut service = Service::start("vm", ["stacks".to_owned(), stacks.to_string()]);
+    service.line();
+    let recording = Leaktrace::record(service.pid(), ["--probe", "vm", "--stacks", "16384"]);
+    service.say("go");
+    service.line();
+    recording.signal(Signal::SIGINT);
+    let finished = recording.wait();
+    let file = finished.file.to_str().unwrap();
+    let output = run(["report", file, "--format", "json", "-n", "20000"]);
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(lost(&report, "site_map_full"), 1000);
+    assert_eq!(live(&report, "mmap"), (stacks * 4096, 0));
+    assert_told(&finished.file, "site_map_full");
+    assert_nothing_left();
+}

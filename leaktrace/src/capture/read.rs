@@ -93,7 +93,7 @@ impl Capture {
 pub enum Ended {
     /// It was closed.
     Closed(schema::Close),
-    /// It stops between two blocks, `at` bytes from the start: the recorder was killed.
+    /// It stops between two blocks, `at` bytes from the start: the recorder was killed, or could not write on.
     Truncated {
         /// Length of the file in bytes.
         at: u64,

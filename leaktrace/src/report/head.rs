@@ -95,7 +95,7 @@ pub(super) fn window(capture: &Capture, heap: &LiveHeap, go: bool) -> WindowRepo
         }
         Ended::Truncated { at } => {
             let text = format!(
-                "the capture was not closed: leaktrace was killed; all {at} bytes of it are read"
+                "the capture was not closed: leaktrace was killed, or could not write on; all {at} bytes of it are read"
             );
             ("lost", text, recorded_s)
         }

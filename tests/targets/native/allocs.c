@@ -229,6 +229,8 @@ static void *free_letters(void *unused)
 }
 
 static uint64_t rounds;
+// All threads of a run are there until the last of them is done.
+static pthread_barrier_t done;
 
 static void *worker(void *unused)
 {
@@ -238,13 +240,16 @@ static void *worker(void *unused)
 		round_of(round, ring);
 	for (int i = 0; i < RING; i++)
 		give_back(ring[i]);
+	pthread_barrier_wait(&done);
 	return NULL;
 }
 
 static void run(int threads, uint64_t n)
 {
-	pthread_t thread[64], letters;
+	static pthread_t thread[8192];
+	pthread_t letters;
 	rounds = n;
+	pthread_barrier_init(&done, NULL, threads);
 	letters_stop = 0;
 	// So small that the C library keeps them all.
 	pthread_attr_t small;
