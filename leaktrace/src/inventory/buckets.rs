@@ -131,12 +131,13 @@ impl Buckets {
 
     fn find_new(&mut self) -> Result<(), BucketsError> {
         let mut fresh = Vec::new();
+        let mut window = Window::new(self.memory);
         let mut address = self.memory.read_u64(self.sampler.buckets)?;
         while address != 0 && !self.known.contains(&address) {
             if self.buckets.len() + fresh.len() >= MAX_BUCKETS || self.frames > MAX_FRAMES {
                 return Err(nonsense(address, "the list does not end"));
             }
-            let (bucket, next) = self.read_bucket(address)?;
+            let (bucket, next) = self.read_bucket(address, &mut window)?;
             self.frames += bucket.pcs.len();
             fresh.push(bucket);
             self.known.insert(address);
@@ -147,25 +148,74 @@ impl Buckets {
         Ok(())
     }
 
-    fn read_bucket(&self, address: u64) -> Result<(Bucket, u64), BucketsError> {
+    fn read_bucket(
+        &self,
+        address: u64,
+        window: &mut Window,
+    ) -> Result<(Bucket, u64), BucketsError> {
         let layout = self.sampler.layout.bucket;
-        let mut header = vec![0; layout.header_size as usize];
-        self.memory.read(address, &mut header)?;
-        let depth = word(&header, layout.nstk);
+        let header = window.at(address, layout.header_size)?;
+        let depth = word(header, layout.nstk);
         if depth > layout.max_stack {
             return Err(nonsense(address, &format!("a stack of {depth} frames")));
         }
-        if word(&header, layout.typ) != Layout::MEM_PROFILE {
+        if word(header, layout.typ) != Layout::MEM_PROFILE {
             return Err(nonsense(address, "not a bucket of the heap profile"));
         }
-        let mut stack = vec![0; depth as usize * 8];
-        self.memory.read(address + layout.header_size, &mut stack)?;
+        let (object_size, next) = (word(header, layout.size), word(header, layout.allnext));
+        let stack = window.at(address + layout.header_size, depth * 8)?;
         let bucket = Bucket {
             address,
-            object_size: word(&header, layout.size),
+            object_size,
             pcs: stack.chunks(8).map(|pc| word(pc, 0)).collect(),
         };
-        Ok((bucket, word(&header, layout.allnext)))
+        Ok((bucket, next))
+    }
+}
+
+/// A part of the target's memory. Buckets are never changed but for their counts, and each is made above those
+/// before it, in chunks (runtime/malloc.go `persistentalloc`): where the newest is read, older ones lie below.
+struct Window {
+    memory: Memory,
+    start: u64,
+    bytes: Vec<u8>,
+}
+
+impl Window {
+    const BYTES: u64 = 1 << 16;
+    /// So much is above the address that was asked for: the rest of its bucket.
+    const ABOVE: u64 = 1 << 12;
+
+    fn new(memory: Memory) -> Self {
+        Self {
+            memory,
+            start: 0,
+            bytes: Vec::new(),
+        }
+    }
+
+    /// The `len` bytes at `address`.
+    fn at(&mut self, address: u64, len: u64) -> Result<&[u8], MemoryError> {
+        let is_in = address >= self.start && address - self.start + len <= self.bytes.len() as u64;
+        if !is_in {
+            self.read(address, len)?;
+        }
+        let from = (address - self.start) as usize;
+        Ok(&self.bytes[from..from + len as usize])
+    }
+
+    /// Reads around an address or, at the edge of what is mapped, there only.
+    fn read(&mut self, address: u64, len: u64) -> Result<(), MemoryError> {
+        self.start = address
+            .saturating_add(Self::ABOVE)
+            .saturating_sub(Self::BYTES);
+        self.bytes.resize(Self::BYTES as usize, 0);
+        if self.memory.read(self.start, &mut self.bytes).is_err() {
+            self.start = address;
+            self.bytes.resize(len as usize, 0);
+            self.memory.read(address, &mut self.bytes)?;
+        }
+        Ok(())
     }
 }
 
