@@ -357,6 +357,13 @@ impl Elf {
             .any(|name| self.section(name).is_some())
     }
 
+    /// Whether debug information of other files belongs to it, which it names itself, or its sections are not told
+    /// in the usual way, so that others may find such names where this does not.
+    pub(crate) fn leads_elsewhere(&self) -> bool {
+        const LINKS: [&str; 3] = [".gnu_debuglink", ".gnu_debugaltlink", ".debug_sup"];
+        self.names.is_none() || LINKS.iter().any(|name| self.section(name).is_some())
+    }
+
     /// Whether there is a symbol table.
     pub(crate) fn has_symbols(&self) -> bool {
         self.symbols().next().is_some()

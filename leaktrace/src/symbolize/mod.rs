@@ -99,6 +99,7 @@ pub struct Symbolizer<'a> {
     open: Box<Open<'a>>,
     debug_dirs: Vec<PathBuf>,
     debuginfod: Option<Debuginfod>,
+    follows_links: bool,
 }
 
 impl<'a> Symbolizer<'a> {
@@ -116,6 +117,7 @@ impl<'a> Symbolizer<'a> {
             open,
             debug_dirs: Vec::new(),
             debuginfod: None,
+            follows_links: false,
         }
     }
 
@@ -163,6 +165,13 @@ impl<'a> Symbolizer<'a> {
         self
     }
 
+    /// Has the files of debug information that modules name themselves looked for, beside them, too: where the modules
+    /// are this machine's, and not files of a process, which may name what it likes.
+    pub fn following_links(mut self) -> Self {
+        self.follows_links = true;
+        self
+    }
+
     /// The frames at one address, innermost first; never empty.
     pub fn frames(&self, address: u64, kind: PcKind) -> Vec<Frame> {
         self.symbolize(&[(address, kind)]).pop().unwrap_or_default()
@@ -194,6 +203,7 @@ impl<'a> Symbolizer<'a> {
                 &*self.open,
                 &self.debug_dirs,
                 self.debuginfod.as_ref(),
+                self.follows_links,
             );
             for (index, place) in places {
                 let named = symbols.frames(module, &place);
@@ -287,6 +297,7 @@ pub fn offline(
     )
     .with_debug_dirs(debug_dirs)
     .with_debuginfod(Debuginfod::from_env())
+    .following_links()
     .symbols(&addresses)
 }
 

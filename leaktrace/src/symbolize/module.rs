@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use super::file::{Identity, identity};
-use super::native::{Named, Native, SYSTEM_DEBUG_DIRS};
+use super::native::{Named, NamesFile, Native, SYSTEM_DEBUG_DIRS};
 use super::{Debuginfod, Frame, Module, Open, PcKind, debug_dir};
 use crate::go::GoBinary;
 use crate::go::elf::Elf;
@@ -36,6 +36,7 @@ impl ModuleSymbols {
         open: &Open<'_>,
         debug_dirs: &[PathBuf],
         debuginfod: Option<&Debuginfod>,
+        follows_links: bool,
     ) -> Self {
         let mut symbols = ModuleSymbols {
             go: None,
@@ -48,19 +49,28 @@ impl ModuleSymbols {
             symbols.problems.push(reason);
             return symbols;
         }
+        let whole = |path| NamesFile {
+            path,
+            symbols_only: false,
+        };
         let mut files = Vec::new();
         let mut images = Vec::new();
         let debug = debug_dir::find(module, debug_dirs);
         if let Some((path, bytes, elf)) = debug.file {
-            files.push(path);
+            files.push(whole(path));
             images.push(bytes);
             symbols.debug = Some(elf);
         }
         match own_file(module, open) {
             Ok((path, bytes, elf)) => {
-                files.push(path);
+                let symbols_only = !follows_links && elf.leads_elsewhere();
+                files.push(NamesFile { path, symbols_only });
                 images.push(bytes);
                 symbols.own = Some(elf);
+                if symbols_only && let Some((path, elf)) = symbols.of_system(module) {
+                    files.insert(0, whole(path));
+                    symbols.debug = Some(elf);
+                }
             }
             Err(problem) => symbols.problems.push(problem),
         }
@@ -80,7 +90,7 @@ impl ModuleSymbols {
         {
             match fetched(module, servers) {
                 Ok((path, elf)) => {
-                    files.insert(0, path);
+                    files.insert(0, whole(path));
                     symbols.debug = Some(elf);
                 }
                 Err(problem) => symbols.problems.push(problem),
@@ -88,6 +98,16 @@ impl ModuleSymbols {
         }
         symbols.native = Native::new(files, debug_dirs);
         symbols
+    }
+
+    /// The system's file of debug information, by the build id, if nothing else has any.
+    fn of_system(&self, module: &Module) -> Option<(PathBuf, Elf)> {
+        let mut files = self.own.iter().chain(&self.debug);
+        if module.build_id.is_none() || files.any(Elf::has_debug_info) {
+            return None;
+        }
+        let found = debug_dir::find(module, &SYSTEM_DEBUG_DIRS.map(PathBuf::from));
+        found.file.map(|(path, _, elf)| (path, elf))
     }
 
     /// Whether nothing on this machine has the module's debug information.

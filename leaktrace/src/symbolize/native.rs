@@ -19,14 +19,22 @@ pub(super) struct Named {
     pub(super) inlined: bool,
 }
 
+/// A file to look addresses up in.
+pub(super) struct NamesFile {
+    pub(super) path: PathBuf,
+    /// Its symbol table only: blazesym opens whatever file the debug information names, and files by the name
+    /// that this one has where it comes from.
+    pub(super) symbols_only: bool,
+}
+
 /// Files to look an address up in, best first.
 pub(super) struct Native {
     symbolizer: Symbolizer,
-    files: Vec<PathBuf>,
+    files: Vec<NamesFile>,
 }
 
 impl Native {
-    pub(super) fn new(files: Vec<PathBuf>, debug_dirs: &[PathBuf]) -> Self {
+    pub(super) fn new(files: Vec<NamesFile>, debug_dirs: &[PathBuf]) -> Self {
         // blazesym follows build ids and .gnu_debuglink into these, and checks the checksum of the latter; a
         // file that it finds there leads to its supplementary one by .gnu_debugaltlink.
         let system = SYSTEM_DEBUG_DIRS.map(PathBuf::from);
@@ -45,7 +53,10 @@ impl Native {
         for file in &self.files {
             // Where DWARF cannot be read, symbols may still be.
             for debug_syms in [true, false] {
-                match self.lookup(file, debug_syms, address) {
+                if debug_syms && file.symbols_only {
+                    continue;
+                }
+                match self.lookup(&file.path, debug_syms, address) {
                     Ok(Some(frames)) => return Ok(frames),
                     Ok(None) => break,
                     Err(error) => errors.push(error),

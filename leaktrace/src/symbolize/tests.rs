@@ -532,11 +532,16 @@ fn links_to_debug_information_are_followed() {
     run("objcopy", &["--add-gnu-debuglink=linked.debug", "app"]);
 
     let (modules, mappings) = mapped(&path("app"), BIAS);
+    let symbolizer = || Symbolizer::new(modules.clone(), mappings.clone(), itself);
     let frames = || {
-        let symbolizer = Symbolizer::new(modules.clone(), mappings.clone(), itself);
+        let symbolizer = symbolizer().following_links();
         symbolizer.frames(BIAS + after, PcKind::Return)
     };
     assert_inlined(&frames(), [6, 9, 13]);
+    // Not where the program is a process's.
+    let own = &symbolizer().frames(BIAS + after, PcKind::Return)[0];
+    assert_eq!(own.function, None, "{own:?}");
+    assert!(own.reason.as_ref().unwrap().contains("stripped"));
 
     // The link leads to another program's.
     run("gcc", &["-g", "-o", "linked.debug", "other.c"]);

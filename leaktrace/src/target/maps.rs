@@ -3,6 +3,7 @@
 use std::{
     collections::HashMap,
     fs::File,
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
 
@@ -11,6 +12,8 @@ use procfs::{
     ProcResult,
     process::{MMPermissions, MMapPath, MemoryMap, MemoryMaps, Process},
 };
+
+use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
 
 use super::{image::open_image, proc_file};
 use crate::go::GoBinary;
@@ -112,11 +115,10 @@ impl AddressMap {
         let path = module_path(mapping);
         let (start, end) = mapping.address;
         let by_mapping = PathBuf::from(format!("/proc/{}/map_files/{start:x}-{end:x}", self.pid));
-        let by_root = PathBuf::from(format!("/proc/{}/root{path}", self.pid));
-        let file = match Self::file_id(mapping) {
-            None => None,
-            Some(_) => File::open(by_mapping).or_else(|_| File::open(by_root)).ok(),
-        };
+        let file = Self::file_id(mapping).and_then(|(_, inode)| {
+            let file = File::open(by_mapping).ok();
+            file.or_else(|| open_in_root(self.pid, &path, inode))
+        });
         let build_id = file.as_ref().and_then(|file| build_id(&fd_path(file)));
         Module {
             file_id: Self::file_id(mapping),
@@ -125,6 +127,19 @@ impl AddressMap {
             file,
         }
     }
+}
+
+/// Opens the file of that inode by its name in the target's root, out of which no link leads. What it is is looked
+/// at first: to open anything but a regular file may wait, or do something.
+fn open_in_root(pid: i32, path: &str, inode: u64) -> Option<File> {
+    let root = File::open(format!("/proc/{pid}/root")).ok()?;
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    let found = File::from(openat2(&root, path, flags, Mode::empty(), resolve).ok()?);
+    let is_it = found
+        .metadata()
+        .is_ok_and(|found| found.is_file() && found.ino() == inode);
+    is_it.then(|| File::open(fd_path(&found)).ok()).flatten()
 }
 
 impl Module {
@@ -203,4 +218,31 @@ fn build_id(path: &Path) -> Option<String> {
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::unix::fs::symlink};
+
+    use rustix::fs::{CWD, FileType, mknodat};
+
+    use super::*;
+
+    /// Of this process, whose root is everybody's.
+    #[test]
+    fn only_the_mapped_file_is_opened_by_its_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+        fs::write(path("app"), "code").unwrap();
+        symlink(path("app"), path("link")).unwrap();
+        mknodat(CWD, path("pipe"), FileType::Fifo, Mode::RWXU, 0).unwrap();
+        let inode = |name: &str| fs::metadata(path(name)).unwrap().ino();
+        let pid = std::process::id() as i32;
+        assert!(open_in_root(pid, &path("app"), inode("app")).is_some());
+        assert!(open_in_root(pid, &path("link"), inode("app")).is_some());
+        assert!(open_in_root(pid, &path("app"), inode("app") + 1).is_none());
+        assert!(open_in_root(pid, &path("pipe"), inode("pipe")).is_none());
+        assert!(open_in_root(pid, "/proc/self/exe", inode("app")).is_none());
+        assert!(open_in_root(pid, "app", 0).is_none());
+    }
 }
