@@ -1,13 +1,16 @@
 //! What was typed, and what is needed.
 
+mod process;
 mod values;
 mod why;
 
 use std::{path::PathBuf, time::Duration};
 
+use anyhow::Result;
 use clap::{CommandFactory as _, Parser, Subcommand, ValueEnum};
 use leaktrace::{export, loader::MapSizes, plan::Families, record, report, verdict};
 
+pub(crate) use process::Process;
 use values::{duration, entries, interval, percent, ring_bytes, sample, size};
 pub(crate) use why::{Why, WhyFormat};
 
@@ -48,10 +51,10 @@ pub(crate) enum Command {
 }
 
 #[derive(clap::Args)]
+#[command(group = process::is_needed())]
 pub(crate) struct Record {
-    /// Process to attach to.
-    #[arg(short, long, value_name = "PID", value_parser = clap::value_parser!(i32).range(1..))]
-    pid: i32,
+    #[command(flatten)]
+    process: Process,
     /// Capture file; it must not exist [default: leaktrace-COMM-PID-UTC.leaktrace]
     #[arg(short, long, value_name = "FILE")]
     pub(crate) output: Option<PathBuf>,
@@ -125,7 +128,7 @@ enum Family {
 impl Record {
     /// What contradicts itself.
     pub(crate) fn conflict(&self) -> Option<clap::Error> {
-        let asks = self.go_enable_heap_profile && !self.options().families.go;
+        let asks = self.go_enable_heap_profile && !families(&self.probe).go;
         asks.then(|| {
             Args::command().error(
                 clap::error::ErrorKind::ArgumentConflict,
@@ -134,9 +137,9 @@ impl Record {
         })
     }
 
-    pub(crate) fn options(&self) -> record::Options {
-        record::Options {
-            pid: self.pid,
+    pub(crate) fn options(&self) -> Result<record::Options> {
+        Ok(record::Options {
+            pid: self.process.need()?,
             duration: self.duration,
             interval: self.interval,
             families: families(&self.probe),
@@ -157,15 +160,15 @@ impl Record {
             kernel_log: self.kernel_log,
             force: self.force,
             retention: self.retention.then_some(self.max_memory),
-        }
+        })
     }
 }
 
 #[derive(clap::Args)]
+#[command(group = process::is_needed())]
 pub(crate) struct Top {
-    /// Process to attach to.
-    #[arg(short, long, value_name = "PID", value_parser = clap::value_parser!(i32).range(1..))]
-    pid: i32,
+    #[command(flatten)]
+    process: Process,
     /// Length of an interval: how often the screen changes.
     #[arg(long, default_value = "1s", value_parser = interval)]
     interval: Duration,
@@ -184,9 +187,9 @@ pub(crate) struct Top {
 }
 
 impl Top {
-    pub(crate) fn options(&self) -> record::Options {
-        record::Options {
-            pid: self.pid,
+    pub(crate) fn options(&self) -> Result<record::Options> {
+        Ok(record::Options {
+            pid: self.process.need()?,
             duration: None,
             interval: self.interval,
             families: families(&self.probe),
@@ -197,7 +200,7 @@ impl Top {
             kernel_log: false,
             force: self.force,
             retention: None,
-        }
+        })
     }
 }
 
@@ -369,11 +372,10 @@ pub(crate) struct Diff {
 
 #[derive(clap::Args)]
 pub(crate) struct Goroutines {
-    /// Process to look at, once.
-    #[arg(short, long, value_name = "PID", value_parser = clap::value_parser!(i32).range(1..))]
-    #[arg(required_unless_present = "file", conflicts_with = "file")]
-    pub(crate) pid: Option<i32>,
-    /// Capture file, to see how they developed.
+    #[command(flatten)]
+    pub(crate) process: Process,
+    /// Capture file, to see how they developed; without one a process is looked at, once.
+    #[arg(required_unless_present = "process", conflicts_with = "process")]
     pub(crate) file: Option<PathBuf>,
     /// Form of the result.
     #[arg(long, value_enum, default_value = "text")]
@@ -385,9 +387,8 @@ pub(crate) struct Goroutines {
 
 #[derive(clap::Args)]
 pub(crate) struct Check {
-    /// Process to look at.
-    #[arg(short, long, value_name = "PID", value_parser = clap::value_parser!(i32).range(1..))]
-    pub(crate) pid: Option<i32>,
+    #[command(flatten)]
+    pub(crate) process: Process,
     /// Form of the result.
     #[arg(long, value_enum, default_value = "text")]
     pub(crate) format: Format,

@@ -20,7 +20,7 @@ use leaktrace::{
     reading::{read_capture, read_report, symbols},
     record,
     report::{self, Report, ReportOptions},
-    target::{SwitchError, TargetError},
+    target::{NsPidError, SwitchError, TargetError},
     top::{self, NoTerminal},
     verdict::Verdict,
     why,
@@ -72,6 +72,11 @@ fn exit_code(error: &anyhow::Error) -> u8 {
         }
         Some(TargetError::Other { .. }) | None => {}
     }
+    match error.downcast_ref::<NsPidError>() {
+        Some(NsPidError::Gone { .. }) => return TARGET_GONE,
+        Some(NsPidError::Several { .. }) => return USAGE,
+        Some(NsPidError::NoList(_)) | None => {}
+    }
     if error.is::<NoTerminal>() {
         return USAGE;
     }
@@ -102,7 +107,7 @@ fn record(args: &args::Record) -> Result<u8> {
         conflict.exit();
     }
     let mut progress = Talk::new(args.quiet);
-    let recorded = record::record(&args.options(), args.output.clone(), &mut progress)?;
+    let recorded = record::record(&args.options()?, args.output.clone(), &mut progress)?;
     if !args.quiet {
         let report = read_report(&recorded.file, &ReportOptions::default(), &[])?;
         print_text(&report, 3, false)?;
@@ -171,7 +176,7 @@ fn diff(args: &args::Diff) -> Result<u8> {
 }
 
 fn top(args: &args::Top) -> Result<u8> {
-    let Some(seen) = top::top(&args.options(), terminal::is_coloured())? else {
+    let Some(seen) = top::top(&args.options()?, terminal::is_coloured())? else {
         return Ok(DONE);
     };
     if seen.by_itself {
@@ -190,10 +195,9 @@ fn look(args: &args::Goroutines) -> Result<u8> {
             format!("`{name}` has no goroutines: none of a Go program were recorded")
         })
     };
-    let mut goroutines = match (args.pid, &args.file) {
-        (_, Some(file)) => of_capture(file)?,
-        (Some(pid), None) => goroutines::look(pid)?,
-        (None, None) => anyhow::bail!("give a process or a capture file"),
+    let mut goroutines = match &args.file {
+        Some(file) => of_capture(file)?,
+        None => goroutines::look(args.process.need()?)?,
     };
     let mut out = io::stdout().lock();
     match args.format {
@@ -208,7 +212,7 @@ fn look(args: &args::Goroutines) -> Result<u8> {
 
 fn why(args: &args::Why) -> Result<u8> {
     let progress = LookProgress::new(false);
-    let why = why::why(&args.options(), |watch| progress.show(watch))?;
+    let why = why::why(&args.options()?, |watch| progress.show(watch))?;
     drop(progress);
     let mut out = io::stdout().lock();
     match args.format {
@@ -220,7 +224,7 @@ fn why(args: &args::Why) -> Result<u8> {
 }
 
 fn check(args: &args::Check) -> Result<u8> {
-    let checked = check::check(args.pid)?;
+    let checked = check::check(args.process.find()?)?;
     let mut out = io::stdout().lock();
     match args.format {
         Format::Text => report::check::write_text(&checked.check, &mut out)?,

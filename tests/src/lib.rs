@@ -5,6 +5,7 @@
 
 mod blocks;
 mod browser;
+mod container;
 mod hoard;
 mod matrix;
 mod memory_cgroup;
@@ -17,6 +18,7 @@ mod watchdog;
 
 pub use blocks::{Counts, blocks_of, told};
 pub use browser::Browser;
+pub use container::{Container, Root};
 pub use hoard::{Hoard, live_bytes};
 pub use matrix::{go_modes, go_versions};
 pub use memory_cgroup::MemoryCgroup;

@@ -21,12 +21,25 @@ impl MemoryCgroup {
     pub fn new(limit: u64) -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let (root, file) = place().expect("a mounted control group file system that counts memory");
-        let folder = root.join(format!("leaktrace-test-{}-{number}", process::id()));
-        fs::create_dir(&folder).expect("root can make a control group");
-        let group = Self(folder);
+        let (group, file) = Self::make(&format!("leaktrace-test-{}-{number}", process::id()));
         fs::write(group.0.join(file), limit.to_string()).expect("its memory can be limited");
         group
+    }
+
+    /// A new one without a limit, called as a container's is.
+    ///
+    /// # Panics
+    ///
+    /// As of [`MemoryCgroup::new`].
+    pub fn of_container(name: &str) -> Self {
+        Self::make(name).0
+    }
+
+    fn make(name: &str) -> (Self, &'static str) {
+        let (root, file) = place().expect("a mounted control group file system that counts memory");
+        let folder = root.join(name);
+        fs::create_dir(&folder).expect("root can make a control group");
+        (Self(folder), file)
     }
 
     /// Moves a process into it. What that has already stays where it was counted.

@@ -38,7 +38,19 @@ impl Leaktrace {
     ///
     /// It does not attach.
     pub fn record<A: AsRef<OsStr>>(pid: i32, args: impl IntoIterator<Item = A>) -> Self {
-        Self::start(Command::new(super::leaktrace_binary()), None, pid, args)
+        Self::record_process(["-p", &pid.to_string()], args)
+    }
+
+    /// The same of a process that is given in another way.
+    ///
+    /// # Panics
+    ///
+    /// It does not attach.
+    pub fn record_process<A: AsRef<OsStr>>(
+        process: [&str; 2],
+        args: impl IntoIterator<Item = A>,
+    ) -> Self {
+        Self::start(Command::new(super::leaktrace_binary()), None, process, args)
     }
 
     /// The same into this file.
@@ -52,7 +64,7 @@ impl Leaktrace {
         args: impl IntoIterator<Item = A>,
     ) -> Self {
         let command = Command::new(super::leaktrace_binary());
-        Self::start(command, Some(file), pid, args)
+        Self::start(command, Some(file), ["-p", &pid.to_string()], args)
     }
 
     /// The same where no file can grow beyond `bytes`: as on a disk that becomes full.
@@ -69,20 +81,22 @@ impl Leaktrace {
         limited
             .arg(format!("--fsize={bytes}"))
             .arg(super::leaktrace_binary());
-        Self::start(limited, None, pid, args)
+        Self::start(limited, None, ["-p", &pid.to_string()], args)
     }
 
     fn start<A: AsRef<OsStr>>(
         mut command: Command,
         file: Option<&Path>,
-        pid: i32,
+        process: [&str; 2],
         args: impl IntoIterator<Item = A>,
     ) -> Self {
         let folder = TempDir::new().expect("a temporary folder");
         let own = || folder.path().join("capture.leaktrace");
         let file = file.map_or_else(own, Path::to_path_buf);
         let mut child = command
-            .args(["record", "-p", &pid.to_string(), "-o"])
+            .arg("record")
+            .args(process)
+            .arg("-o")
             .arg(&file)
             .args(args)
             .stdout(Stdio::null())

@@ -10,7 +10,7 @@
 //! | `blocked-GO-nopprof`, `blocked-GO-stripped` | a goroutine for each way of waiting; no sampler in either |
 //! | `…-nopprof` | `reload`, `pipeline` and `churn` without the sampler: `runtime.MemProfileRate` is 0 |
 //! | `vm`, `rates` | `tests/targets/c/vm.c` and `rates.c` |
-//! | `allocs`, `allocs-static`, `allocs-musl` | `tests/targets/native/allocs.c` with glibc, with glibc inside, with musl inside |
+//! | `allocs`, `allocs-static`, `allocs-musl`, `allocs-musl-dynamic` | `tests/targets/native/allocs.c` with glibc, with glibc inside, with musl inside, with musl as a library |
 //! | `sizes`, `pairs`, `turnover`, `surge`, `forks`, `hoard` | `tests/targets/native/sizes.c`, and so on |
 //! | `operators`, `libhidden.so` | `tests/targets/native/operators.cpp`, and `hidden.c`: an allocator whose returns cannot be found |
 //! | `rusty` | `tests/targets/rust/rusty`, with jemalloc inside |
@@ -252,7 +252,13 @@ struct Native {
     arguments: &'static [&'static str],
 }
 
-const NATIVE: [Native; 13] = [
+/// The kernel's headers, which musl has not, after its own.
+const LATE_HEADERS: [&str; 2] = [
+    "-idirafter/usr/include",
+    "-idirafter/usr/include/x86_64-linux-gnu",
+];
+
+const NATIVE: [Native; 14] = [
     Native {
         name: "allocs",
         source: "allocs.c",
@@ -269,14 +275,13 @@ const NATIVE: [Native; 13] = [
         name: "allocs-musl",
         source: "allocs.c",
         compiler: "musl-gcc",
-        // The kernel's headers, which musl has not, after its own.
-        arguments: &[
-            "-static",
-            "-idirafter",
-            "/usr/include",
-            "-idirafter",
-            "/usr/include/x86_64-linux-gnu",
-        ],
+        arguments: &["-static", LATE_HEADERS[0], LATE_HEADERS[1]],
+    },
+    Native {
+        name: "allocs-musl-dynamic",
+        source: "allocs.c",
+        compiler: "musl-gcc",
+        arguments: &LATE_HEADERS,
     },
     Native {
         name: "sizes",

@@ -1,15 +1,16 @@
 //! What was typed for `leaktrace why`.
 
+use anyhow::Result;
 use clap::ValueEnum;
 use leaktrace::why;
 
-use super::values::size;
+use super::{Process, process, values::size};
 
 #[derive(clap::Args)]
+#[command(group = process::is_needed())]
 pub(crate) struct Why {
-    /// Process to look at, once; it is neither stopped nor written to.
-    #[arg(short, long, value_name = "PID", value_parser = clap::value_parser!(i32).range(1..))]
-    pid: i32,
+    #[command(flatten)]
+    process: Process,
     /// The allocation site of this rank by live bytes, in the process's own heap profile
     /// [default: the largest ones].
     #[arg(long, value_name = "RANK", value_parser = clap::value_parser!(u32).range(1..), group = "what")]
@@ -43,7 +44,7 @@ pub(crate) enum WhyFormat {
 }
 
 impl Why {
-    pub(crate) fn options(&self) -> why::Options {
+    pub(crate) fn options(&self) -> Result<why::Options> {
         let choice = match (self.site, &self.function, self.address) {
             (Some(rank), ..) => why::Choice::Site(rank as usize),
             (_, Some(pattern), _) => why::Choice::Function(pattern.clone()),
@@ -51,14 +52,14 @@ impl Why {
             _ if self.heap => why::Choice::Heap,
             _ => why::Choice::Largest,
         };
-        why::Options {
-            pid: self.pid,
+        Ok(why::Options {
+            pid: self.process.need()?,
             choice,
             sites: self.sites,
             max_memory: self.max_memory,
             start_ticks: None,
             sample_rate: None,
-        }
+        })
     }
 }
 

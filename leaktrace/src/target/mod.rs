@@ -10,6 +10,7 @@ mod cgroup;
 mod image;
 pub mod maps;
 mod memory;
+mod ns_pid;
 mod proc_file;
 mod sampler_switch;
 pub(crate) mod smaps;
@@ -41,6 +42,7 @@ pub use self::{
     image::open_image,
     maps::{AddressMap, Module},
     memory::{Memory, MemoryError},
+    ns_pid::{NsPidError, find_ns_pid},
     sampler_switch::{PutBack, RATE as SAMPLER_RATE, SamplerSwitch, SwitchError},
     smaps::{Backing, Resident, SmapsError},
     usage::MemoryUse,
