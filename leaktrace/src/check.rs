@@ -7,6 +7,7 @@ use crate::{
     loader::{self, LoadError},
     plan::{Families, Plan},
     planning,
+    privileges::{self, Phase},
     report::{
         LimitReport, SCHEMA,
         check::{
@@ -30,6 +31,7 @@ pub struct Checked {
 ///
 /// The process cannot be a target.
 pub fn check(pid: Option<i32>) -> Result<Checked> {
+    privileges::keep(Phase::Attach);
     let families = Families {
         vm: true,
         go: true,

@@ -8,6 +8,7 @@ use crate::{
     capture::{Capture, schema},
     drain::{self, Purpose},
     inventory::goroutines::Goroutines as Reader,
+    privileges::{self, Phase},
     record::monotonic_ns,
     report::goroutines::{self, Goroutines},
     symbolize::{Symbolizer, addresses_in},
@@ -20,6 +21,7 @@ use crate::{
 ///
 /// The process cannot be looked at, or is not a Go program whose layout is known.
 pub fn look(pid: i32) -> Result<Goroutines> {
+    privileges::keep(Phase::Look);
     let target = Target::open(pid)?;
     let unsupported = |reason: String| TargetError::Unsupported { pid, reason };
     let go = target.go_program()?;

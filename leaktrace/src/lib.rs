@@ -2,6 +2,7 @@
 //!
 //! The modules stand in the order in which the data flows; ARCHITECTURE.md tells the whole way.
 
+pub mod privileges;
 pub mod target;
 pub mod go;
 pub mod plan;

@@ -80,11 +80,13 @@ fn exit_code(error: &anyhow::Error) -> u8 {
     if error.is::<NoTerminal>() {
         return USAGE;
     }
-    if let Some(SwitchError::Unsupported { .. }) = error.downcast_ref() {
-        return NOT_SUPPORTED;
+    match error.downcast_ref::<SwitchError>() {
+        Some(SwitchError::Unsupported { .. }) => return NOT_SUPPORTED,
+        Some(SwitchError::NotPermitted { .. }) => return NOT_PERMITTED,
+        _ => {}
     }
     match error.downcast_ref::<LoadError>() {
-        Some(LoadError::NotPermitted) => NOT_PERMITTED,
+        Some(LoadError::NotPermitted { .. }) => NOT_PERMITTED,
         Some(LoadError::Gone { .. }) => TARGET_GONE,
         Some(
             LoadError::NotOnHost | LoadError::Unsupported { .. } | LoadError::CodeDiffers { .. },

@@ -37,6 +37,7 @@ use crate::{
     overhead::Family,
     plan::{Families, Plan, Uprobe},
     planning,
+    privileges::{self, Phase},
     sampling::OwnSampling,
     stop_signals::StopSignals,
     target::{Target, maps::Modules},
@@ -100,6 +101,7 @@ pub fn run(
     recorder: &mut dyn Recorder,
     stop: impl Future<Output = ()>,
 ) -> Result<Ending> {
+    privileges::keep(Phase::Attach);
     check_host()?;
     ensure_tracefs()?;
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -156,6 +158,13 @@ async fn run_window(
     );
     let watched = match attached {
         Ok(mut session) => {
+            let attaches_later = plan.watches_objects
+                || plan.uprobes.iter().any(|probe| probe.in_windows)
+                || options.sizes.processes > 0;
+            privileges::keep(match attaches_later {
+                true => Phase::Probe,
+                false => Phase::Read,
+            });
             recorder.attached(&target, &plan);
             if let Some(note) = heap_profile.note() {
                 recorder.note(&note);

@@ -29,6 +29,7 @@ use tokio::sync::oneshot;
 
 use crate::{
     capture::schema,
+    privileges::{self, Phase},
     record::{self, Options},
     report::Report,
 };
@@ -61,6 +62,7 @@ pub fn top(options: &Options, colour: bool) -> Result<Option<Seen>> {
     if is_dumb || !stdin().is_terminal() || !stdout().is_terminal() {
         return Err(NoTerminal { pid: options.pid }.into());
     }
+    privileges::keep(Phase::Attach);
     thread::scope(|scope| {
         let (inputs, to_analyst) = channel();
         let (updates, to_screen) = channel();
@@ -76,7 +78,11 @@ pub fn top(options: &Options, colour: bool) -> Result<Option<Seen>> {
             recorder.end(ending);
             anyhow::Ok(end)
         });
-        let analyst = scope.spawn(move || Analyst::new(updates).run(&to_analyst));
+        let analyst = scope.spawn(move || {
+            privileges::keep(Phase::NameAndSave);
+            Analyst::new(updates).run(&to_analyst)
+        });
+        privileges::keep(Phase::Nothing);
         let is_over = || recording.is_finished() || analyst.is_finished();
         let shown = screen::show(&to_screen, &inputs, colour, is_over);
         drop(quit);

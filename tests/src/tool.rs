@@ -53,6 +53,20 @@ impl Leaktrace {
         Self::start(Command::new(super::leaktrace_binary()), None, process, args)
     }
 
+    /// The same by a command of one's own that runs it, into this file.
+    ///
+    /// # Panics
+    ///
+    /// It does not attach.
+    pub fn record_by<A: AsRef<OsStr>>(
+        command: Command,
+        file: &Path,
+        pid: i32,
+        args: impl IntoIterator<Item = A>,
+    ) -> Self {
+        Self::start(command, Some(file), ["-p", &pid.to_string()], args)
+    }
+
     /// The same into this file.
     ///
     /// # Panics

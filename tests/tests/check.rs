@@ -259,7 +259,7 @@ fn processes_that_cannot_be_targets() {
     let features = said["features"].as_array().unwrap();
     assert_eq!(
         (&features[0]["name"], &features[0]["ok"]),
-        (&"root".into(), &false.into())
+        (&"capabilities".into(), &false.into())
     );
     for feature in features.iter().filter(|feature| feature["ok"] == false) {
         assert!(

@@ -5,7 +5,7 @@ use std::{fs, os::unix::fs::MetadataExt as _, path::Path};
 use aya::{maps::MapType, programs::ProgramType, sys};
 
 use super::{LoadError, tracefs};
-use crate::plan::Tracepoint;
+use crate::{plan::Tracepoint, privileges};
 
 /// Something that leaktrace needs, and what was found of it.
 #[derive(Debug)]
@@ -40,7 +40,7 @@ pub fn features(tracepoints: &[Tracepoint]) -> Vec<Feature> {
     let map = |what, map_type| supported(what, sys::is_map_supported(map_type).ok());
     let program = |what, of| supported(what, sys::is_program_supported(of).ok());
     let mut features = vec![
-        feature("root", user()),
+        feature("capabilities", user()),
         feature("the host's pid namespace", pid_namespace()),
         feature("type information (BTF)", btf(SYSFS.as_ref())),
         feature("uprobes", uprobes(SYSFS.as_ref())),
@@ -91,21 +91,24 @@ fn supported(what: &str, answer: Option<bool>) -> Result<String, LoadError> {
     match answer {
         Some(true) => Ok("yes".to_owned()),
         // The kernel does not say to those who may not use BPF.
-        None if !rustix::process::geteuid().is_root() => Err(LoadError::NotPermitted),
-        _ => Err(LoadError::Unsupported {
-            what: what.to_owned(),
-            remedy: "use Linux 5.15 or later, built with CONFIG_BPF_SYSCALL=y, \
-                     CONFIG_BPF_EVENTS=y and CONFIG_FTRACE_SYSCALLS=y"
-                .to_owned(),
-        }),
+        None => user().and_then(|_| Err(lacks(what))),
+        Some(false) => Err(lacks(what)),
+    }
+}
+
+fn lacks(what: &str) -> LoadError {
+    LoadError::Unsupported {
+        what: what.to_owned(),
+        remedy: "use Linux 5.15 or later, built with CONFIG_BPF_SYSCALL=y, \
+                 CONFIG_BPF_EVENTS=y and CONFIG_FTRACE_SYSCALLS=y"
+            .to_owned(),
     }
 }
 
 fn user() -> Result<String, LoadError> {
-    if rustix::process::geteuid().is_root() {
-        Ok("yes".to_owned())
-    } else {
-        Err(LoadError::NotPermitted)
+    match privileges::missing() {
+        None => Ok("yes".to_owned()),
+        Some(missing) => Err(LoadError::NotPermitted { missing }),
     }
 }
 

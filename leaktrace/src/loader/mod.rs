@@ -131,9 +131,14 @@ impl MapSizes {
 /// Why the probes could not be attached.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
-    /// The user may not load BPF programs.
-    #[error("not permitted to load BPF programs: run leaktrace as root")]
-    NotPermitted,
+    /// Capabilities are missing.
+    #[error(
+        "not permitted: leaktrace lacks {missing}; run it as root, or give it that (docs/security.md)"
+    )]
+    NotPermitted {
+        /// Their names.
+        missing: String,
+    },
     /// leaktrace runs in a container.
     #[error(
         "leaktrace runs in a pid namespace of its own, where PIDs are not the kernel's: run it on \

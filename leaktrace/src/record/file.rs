@@ -15,6 +15,7 @@ use crate::{
     capture::{CaptureWriter, schema},
     loss, output,
     plan::Plan,
+    privileges::{self, Phase},
     target::Target,
     why::Watch,
 };
@@ -82,7 +83,14 @@ pub fn record(
         progress,
     };
     match run(options, &mut recorder, pending()) {
-        Ok(ending) => recorder.close(ending),
+        Ok(ending) => {
+            // The threads of the recording have ended.
+            privileges::keep(match options.retention {
+                Some(_) if recorder.is_go() => Phase::Look,
+                _ => Phase::Name,
+            });
+            recorder.close(ending)
+        }
         Err(error) => {
             recorder.abandon();
             Err(error)

@@ -85,7 +85,9 @@ pub enum TargetError {
         tgid: i32,
     },
     /// Not allowed to look at the process.
-    #[error("not permitted to look at process {pid}: run leaktrace as root")]
+    #[error(
+        "not permitted to look at process {pid}: run leaktrace as root, or with CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH"
+    )]
     NotPermitted {
         /// The PID asked for.
         pid: i32,

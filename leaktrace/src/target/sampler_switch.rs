@@ -12,7 +12,7 @@
 
 use std::{fs::File, io, os::unix::fs::FileExt as _};
 
-use procfs::process::Process;
+use procfs::{ProcError, process::Process};
 use rustix::fs::{FlockOperation, OFlags, flock};
 
 /// What is written: Go's own default, one sample in 512 KiB (runtime/mprof.go, Go 1.19 to 1.27).
@@ -28,6 +28,15 @@ pub enum SwitchError {
         pid: i32,
         /// Why.
         reason: String,
+    },
+    /// The memory may not be written.
+    #[error(
+        "not permitted to write to process {pid}, as --go-enable-heap-profile does: that of another user takes \
+         CAP_DAC_OVERRIDE besides"
+    )]
+    NotPermitted {
+        /// The target.
+        pid: i32,
     },
     /// Another leaktrace does so at this moment.
     #[error(
@@ -98,9 +107,12 @@ impl SamplerSwitch {
         let pid = process.pid();
         let memory = process
             .open_relative_flags("mem", OFlags::RDWR | OFlags::CLOEXEC)
-            .map_err(|error| SwitchError::Io {
-                pid,
-                source: io::Error::other(error.to_string()),
+            .map_err(|error| match error {
+                ProcError::PermissionDenied(_) => SwitchError::NotPermitted { pid },
+                error => SwitchError::Io {
+                    pid,
+                    source: io::Error::other(error.to_string()),
+                },
             })?;
         match flock(&memory, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}

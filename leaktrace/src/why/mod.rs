@@ -17,6 +17,7 @@ use crate::{
         heap::{Fate, Heap, Mark, MarkError, Paths, Root, Roots, Types, samples},
     },
     live_heap::Sampler,
+    privileges::{self, Phase},
     report::{
         LimitReport,
         why::{Amount, Pass, SCHEMA, Why, WhySite, WhyTarget},
@@ -89,6 +90,7 @@ pub struct Options {
 /// The process cannot be looked at, is not a Go program whose layout is known, or its heap is too
 /// large for the memory allowed.
 pub fn why(options: &Options, progress: impl FnMut(&Watch)) -> Result<Why> {
+    privileges::keep(Phase::Look);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
