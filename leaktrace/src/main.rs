@@ -89,7 +89,10 @@ fn exit_code(error: &anyhow::Error) -> u8 {
         Some(LoadError::NotPermitted { .. }) => NOT_PERMITTED,
         Some(LoadError::Gone { .. }) => TARGET_GONE,
         Some(
-            LoadError::NotOnHost | LoadError::Unsupported { .. } | LoadError::CodeDiffers { .. },
+            LoadError::NotOnHost
+            | LoadError::Unsupported { .. }
+            | LoadError::CodeDiffers { .. }
+            | LoadError::Elsewhere { .. },
         ) => NOT_SUPPORTED,
         Some(LoadError::Other { .. } | LoadError::TooOften { .. }) | None => FAILED,
     }

@@ -1,7 +1,7 @@
 //! Targets in pid, mount, user and network namespaces of their own, with a root of their own: probes and names are
 //! those of the target's own files, whatever the host has by their names and whatever becomes of them.
 
-use std::{fs, path::Path, process::Output};
+use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, process::Output};
 
 use leaktrace_tests::{
     Container, Finished, Leaktrace, MemoryCgroup, Root, assert_nothing_left, blocks_of, run,
@@ -136,6 +136,23 @@ fn files_that_are_deleted_or_replaced_are_those_that_run() {
         let finished = recorded(&mut container, [&option, &pid], change);
         is_exact(&format!("{name} meanwhile"), &container, &finished);
     }
+    assert_nothing_left();
+}
+
+/// An overlay copies a file that is changed in any way, and the kernel puts probes into the copy.
+#[test]
+fn a_file_that_was_copied_since_is_told() {
+    let (program, folder) = (Path::new("/srv/app"), Path::new("/srv"));
+    let root = Root::new().with(&sample("allocs"), program);
+    let mut container = run_allocs(root.with_libraries_of(&sample("allocs"), folder), program);
+    let library = container.file(&folder.join("libc.so.6"));
+    let mode = fs::metadata(&library).unwrap().permissions().mode();
+    fs::set_permissions(&library, fs::Permissions::from_mode(mode ^ 0o200)).unwrap();
+    let pid = container.pid().to_string();
+    let record = run(["record", "-d", "1s", "--sample", "all", "-p", &pid]);
+    let said = refused(&record, 6);
+    assert!(said.contains("changed in an overlay"), "{said}");
+    container.service.ask("run 10");
     assert_nothing_left();
 }
 

@@ -36,6 +36,26 @@ pub fn check_code(
     }
 }
 
+/// Checks that a probe that was attached is in the target's memory. An overlay copies a file when it is changed in any
+/// way; the kernel then puts probes into the copy, and whoever has the file mapped runs the old one.
+///
+/// # Errors
+///
+/// [`LoadError::Elsewhere`].
+pub(super) fn check_reached(probe: &Uprobe, target: &Target) -> Result<(), LoadError> {
+    let at = probe.address.checked_sub(probe.code_address);
+    let original = at.and_then(|at| probe.code.get(at as usize));
+    let mut mapped = [0];
+    let is_read = target.memory.read(probe.address, &mut mapped).is_ok();
+    match original {
+        Some(original) if is_read && mapped == [*original] => Err(LoadError::Elsewhere {
+            pid: target.pid,
+            function: probe.function,
+        }),
+        _ => Ok(()),
+    }
+}
+
 /// Whether the code in memory is the file's. The breakpoint of another uprobe does not count as a
 /// difference, the kernel keeps several on one instruction; that of a debugger does, since the
 /// kernel would take it away with ours. Where one may be, `may_break` tells.

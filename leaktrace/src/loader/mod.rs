@@ -168,6 +168,17 @@ pub enum LoadError {
         /// The function.
         function: &'static str,
     },
+    /// The file that the process runs is another one than is found by its name.
+    #[error(
+        "the probe in `{function}` does not reach process {pid}: its file was changed in an overlay file system since \
+         it was mapped, if only by chmod or touch; start the process anew, or leave its family out of --probe"
+    )]
+    Elsewhere {
+        /// The target.
+        pid: i32,
+        /// The function.
+        function: &'static str,
+    },
     /// A probe that was asked for would be hit too often.
     #[error(
         "{what} would meet probes some {rate} times a second, which would slow the process down many times: \
@@ -428,13 +439,15 @@ impl Loaded {
             .map_or(&executable, |file| &file.open_path);
         let scope = NonZeroU32::new(pid as u32).ok_or(LoadError::Gone { pid })?;
         let program: &mut UProbe = self.program(probe.program)?;
-        program
+        let link = program
             .attach(probe.file_offset, file, UProbeScope::OneProcess(scope))
             .and_then(|link| program.take_link(link))
             .map_err(|error| match fs::exists(&executable) {
                 Ok(true) => program_error(probe.function, error),
                 _ => LoadError::Gone { pid },
-            })
+            })?;
+        code::check_reached(probe, target)?;
+        Ok(link)
     }
 
     /// Whether one of its probes that stay is at this address.

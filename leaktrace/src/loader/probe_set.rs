@@ -24,7 +24,7 @@ use aya::{
 use aya_obj::{Object, generated::bpf_insn};
 use nix::libc;
 
-use super::{LoadError, Loaded, OBJECT, check_code};
+use super::{LoadError, Loaded, OBJECT, check_code, code::check_reached};
 use crate::{plan::Uprobe, target::Target};
 
 /// Of `enum bpf_cmd`, `bpf_prog_type` and `bpf_attach_type` (uapi/linux/bpf.h).
@@ -227,7 +227,11 @@ impl ProbeSet {
         for probe in &self.probes {
             check_code(probe, target, |_| false)?;
         }
-        self.open_in(target.pid)
+        let open = self.open_in(target.pid)?;
+        for probe in &self.probes {
+            check_reached(probe, target)?;
+        }
+        Ok(open)
     }
 
     /// Attaches all of them in a process that the target has made: it has the target's code, in which these
