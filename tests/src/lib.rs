@@ -87,8 +87,10 @@ pub fn sample_rate_address(path: &Path) -> u64 {
 ///
 /// It is not there.
 pub fn leaktrace_binary() -> PathBuf {
-    let path = std::env::var_os("LEAKTRACE_BIN")
-        .map_or_else(|| root().join("target/release/leaktrace"), PathBuf::from);
+    let path = std::env::var_os("LEAKTRACE_BIN").map_or_else(
+        || root().join("target/x86_64-unknown-linux-gnu/release/leaktrace"),
+        PathBuf::from,
+    );
     assert!(
         path.exists(),
         "`{}` is not built: run `cargo xtask build`",

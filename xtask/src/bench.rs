@@ -99,7 +99,7 @@ struct Ratios {
 /// When setting up or building fails, a tracer cannot attach, or the program ends.
 pub(crate) fn run(pairs: u32, seconds: u64, workers: Option<u32>, only: &str) -> Result<()> {
     setup::run(Scope::Demo)?;
-    targets::build_leaktrace()?;
+    crate::release::build()?;
     targets::build(Scope::Demo)?;
 
     if report::NAME.contains(only) {

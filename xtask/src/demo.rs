@@ -18,7 +18,7 @@ use crate::{
 /// When a step fails.
 pub(crate) fn run() -> Result<()> {
     setup::run(Scope::Demo)?;
-    targets::build_leaktrace()?;
+    crate::release::build()?;
     targets::build(Scope::Demo)?;
 
     let folder = workspace::target().join("demo");

@@ -10,6 +10,7 @@ mod workspace;
 mod go;
 mod python;
 mod setup;
+mod release;
 mod targets;
 mod service;
 mod demo;
@@ -125,7 +126,7 @@ fn run(arguments: &Arguments) -> Result<()> {
         Chore::Build { full } => {
             let scope = for_tests(full);
             setup::run(scope)?;
-            targets::build_leaktrace()?;
+            release::build()?;
             targets::build(scope)
         }
         Chore::Demo => demo::run(),

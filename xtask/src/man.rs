@@ -7,7 +7,7 @@ use anyhow::Result;
 use crate::{
     run,
     setup::{self, Scope},
-    targets, workspace,
+    workspace,
 };
 
 /// Writes `target/man` and `target/completions`.
@@ -17,7 +17,7 @@ use crate::{
 /// When a step fails.
 pub(crate) fn make() -> Result<()> {
     setup::run(Scope::Demo)?;
-    targets::build_leaktrace()?;
+    crate::release::build()?;
     let folder = workspace::target();
     run::run(
         Command::new(workspace::leaktrace())

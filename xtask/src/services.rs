@@ -26,7 +26,7 @@ use serde_json::Value;
 use crate::{
     run::{self, as_root},
     setup::{self, Scope},
-    targets, workspace,
+    workspace,
 };
 use daemon::{Daemon, Service, Trial};
 use load::Answers;
@@ -51,7 +51,7 @@ pub(crate) fn run(names: &[String], seconds: u64) -> Result<()> {
     let chosen =
         |service: &&Service| names.is_empty() || names.iter().any(|name| name == service.name);
     setup::run(Scope::Demo)?;
-    targets::build_leaktrace()?;
+    crate::release::build()?;
 
     let mut lines = Vec::new();
     let mut ok = 0;

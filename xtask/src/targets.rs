@@ -20,7 +20,7 @@
 //!
 //! `GO` is 1.27.3 and 1.19.8 for the tests, 1.27.3 for the demo, and every release of `go.rs` after
 //! `cargo xtask build --full` and `test --full`. leaktrace itself is where `LEAKTRACE_BIN` says, else
-//! `target/release/leaktrace`. `cargo xtask test` sets both variables.
+//! `target/x86_64-unknown-linux-gnu/release/leaktrace`. `cargo xtask test` sets both variables.
 
 use std::{fs, path::Path, process::Command, time::SystemTime};
 
@@ -174,21 +174,6 @@ pub(crate) fn build(scope: Scope) -> Result<()> {
         build_rust_file("stacks", "stacks-rust", &out)?;
     }
     Ok(())
-}
-
-/// Builds leaktrace in release mode.
-///
-/// # Errors
-///
-/// When cargo fails.
-pub(crate) fn build_leaktrace() -> Result<()> {
-    let mut cargo = Command::new(workspace::cargo());
-    run::run(cargo.current_dir(workspace::root()).args([
-        "build",
-        "--release",
-        "--package",
-        "leaktrace",
-    ]))
 }
 
 fn build_go(

@@ -29,7 +29,7 @@ pub(crate) fn run(scope: Scope) -> Result<()> {
     let mut counts = Counts::default();
     report.check("unit and replay", || checks::unit_tests(&mut counts));
     let is_built = report.check("build leaktrace and its targets", || {
-        targets::build_leaktrace()?;
+        crate::release::build()?;
         targets::build(scope)
     });
     if is_built {

@@ -24,9 +24,12 @@ pub(crate) fn targets() -> PathBuf {
     target().join("targets")
 }
 
-/// leaktrace itself, as [`crate::targets::build_leaktrace`] leaves it.
+/// What leaktrace is built for.
+pub(crate) const TRIPLE: &str = "x86_64-unknown-linux-gnu";
+
+/// leaktrace itself, as [`crate::release::build`] leaves it.
 pub(crate) fn leaktrace() -> PathBuf {
-    target().join("release/leaktrace")
+    target().join(TRIPLE).join("release/leaktrace")
 }
 
 /// The cargo that runs this chore.
