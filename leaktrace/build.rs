@@ -42,6 +42,7 @@ fn compile_kernel_side() -> Result<()> {
         "../leaktrace-ebpf/src",
         "../leaktrace-ebpf/Cargo.toml",
         "../leaktrace-ebpf/Cargo.lock",
+        "../leaktrace-ebpf/rustc.sh",
         "../leaktrace-common/src",
         "../leaktrace-common/Cargo.toml",
         "../Cargo.toml",

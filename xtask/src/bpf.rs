@@ -116,10 +116,7 @@ impl Toolchain {
 
     /// bpf-linker from PATH, else from where `cargo install` puts it.
     pub(crate) fn find_linker() -> Option<PathBuf> {
-        let installed = env::var_os("CARGO_HOME")
-            .map(PathBuf::from)
-            .or_else(|| env::home_dir().map(|home| home.join(".cargo")))
-            .map(|home| home.join("bin"));
+        let installed = cargo_home().map(|home| home.join("bin"));
         let path = env::var_os("PATH").unwrap_or_default();
         env::split_paths(&path)
             .chain(installed)
@@ -141,20 +138,40 @@ impl Toolchain {
         for (name, _) in env::vars_os().filter(|(name, _)| is_in_the_way(&name.to_string_lossy())) {
             command.env_remove(name);
         }
+        let mut flags = FLAGS.map(str::to_owned).to_vec();
+        flags.extend(remaps(manifest_dir));
         command
             .current_dir(manifest_dir)
             .arg(subcommand)
             .args(["--release", "--target", TARGET, "--target-dir"])
             .arg(target_dir)
             .env("RUSTC", &self.rustc)
+            .env("RUSTC_WRAPPER", manifest_dir.join("rustc.sh"))
             .env("RUSTC_BOOTSTRAP", "1")
-            .env("CARGO_ENCODED_RUSTFLAGS", FLAGS.join("\u{1f}"))
+            .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}"))
             .env("CARGO_TARGET_BPFEL_UNKNOWN_NONE_LINKER", &self.linker);
         if self.build_core {
             command.args(["-Z", "build-std=core"]);
         }
         command
     }
+}
+
+/// Where cargo keeps what it has fetched and installed.
+pub(crate) fn cargo_home() -> Option<PathBuf> {
+    let home = env::var_os("CARGO_HOME").map(PathBuf::from);
+    home.or_else(|| env::home_dir().map(|home| home.join(".cargo")))
+}
+
+/// Flags by which the compiler writes other names for the folders that differ from machine to machine: cargo's
+/// own, and the workspace's, of which `member` is one folder.
+fn remaps(member: &Path) -> Vec<String> {
+    let workspace = fs::canonicalize(member.join("..")).ok();
+    let places = [(cargo_home(), "/cargo"), (workspace, "/leaktrace")];
+    let remap = |(place, name): (Option<PathBuf>, _)| {
+        place.map(|place| format!("--remap-path-prefix={}={name}", place.display()))
+    };
+    places.into_iter().filter_map(remap).collect()
 }
 
 /// A linker whose LLVM has been removed is as good as none.

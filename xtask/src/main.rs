@@ -1,4 +1,4 @@
-//! The chores of the project: `cargo xtask setup`, `build`, `demo`, `test`, `bench`, `tidy`,
+//! The chores of the project: `cargo xtask setup`, `build`, `demo`, `test`, `dist`, `bench`, `tidy`,
 //! `go-layouts`.
 //!
 //! A new machine with rustup's stable toolchain needs nothing else: `demo` and `test` set up what they
@@ -16,6 +16,7 @@ mod service;
 mod demo;
 mod man;
 mod checks;
+mod dist;
 mod test;
 mod bench;
 mod services;
@@ -85,6 +86,9 @@ enum Chore {
         #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(5..=600))]
         seconds: u64,
     },
+    /// Put together what is shipped, in `target/dist`: the static file, manual pages, completions, a bill of
+    /// materials, and the sums of it all.
+    Dist,
     /// Write manual pages and completions to `target/man` and `target/completions`.
     Man,
     /// Judge simulated programs that are recorded in windows, over many seeds (docs/sampling.md).
@@ -138,6 +142,7 @@ fn run(arguments: &Arguments) -> Result<()> {
             ref case,
         } => bench::run(pairs, seconds, workers, case),
         Chore::Services { ref names, seconds } => services::run(names, seconds),
+        Chore::Dist => dist::run(),
         Chore::Man => man::make(),
         Chore::Simulate { seeds } => checks::simulate(seeds),
         Chore::Tidy => tidy::run(),

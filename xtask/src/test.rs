@@ -6,6 +6,7 @@ use anyhow::{Result, bail};
 
 use crate::{
     checks::{self, Counts},
+    dist,
     setup::{self, Scope},
     targets,
 };
@@ -33,11 +34,14 @@ pub(crate) fn run(scope: Scope) -> Result<()> {
         targets::build(scope)
     });
     if is_built {
+        report.check("what is shipped", dist::make);
         report.check("integration", || {
             checks::integration_tests(scope, &mut counts)
         });
     } else {
-        report.skip("integration", "there is nothing to run it on");
+        for name in ["what is shipped", "integration"] {
+            report.skip(name, "there is nothing to run it on");
+        }
     }
     report.close(counts)
 }
