@@ -70,6 +70,38 @@ fn in_a_pid_namespace_of_our_own() {
     refused(&output, 6, "on the host");
 }
 
+/// Here a recording begins; on a kernel that is too old, which `cargo xtask vm` boots, it is refused with what
+/// that kernel lacks, and `leaktrace check` says the same.
+#[test]
+fn kernels_before_5_15() {
+    let service = Service::sleeper();
+    let folder = TempDir::new().unwrap();
+    let file = folder.path().join("f");
+    let recorded = record(service.pid(), &["-q", "-o", file.to_str().unwrap()]);
+    let checked = run(["check"]);
+    let listed = String::from_utf8_lossy(&checked.stdout);
+    let lacks = "this kernel lacks the BPF helper `bpf_task_pt_regs` (Linux 5.15)";
+    if kernel() < [5, 15] {
+        refused(&recorded, 6, lacks);
+        assert_eq!(checked.status.code(), Some(6), "{listed}");
+        assert!(listed.contains(lacks), "{listed}");
+    } else {
+        let stderr = String::from_utf8_lossy(&recorded.stderr);
+        assert_eq!(recorded.status.code(), Some(0), "{stderr}");
+        assert_eq!(checked.status.code(), Some(0), "{listed}");
+        assert!(!listed.contains("MISSING"), "{listed}");
+    }
+    assert_eq!(file.exists(), recorded.status.success());
+    assert_nothing_left();
+}
+
+/// Its version and patch level.
+fn kernel() -> [u32; 2] {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let mut numbers = release.split('.').map(|number| number.parse().unwrap());
+    [numbers.next().unwrap(), numbers.next().unwrap()]
+}
+
 #[test]
 fn thread_of_a_process() {
     let mut service = Service::start("reload-1.27.3", [""; 0]);

@@ -181,7 +181,7 @@ pub(crate) struct Counts {
 
 impl Counts {
     /// Adds a runner's closing line; other lines count nothing.
-    fn add(&mut self, line: &str) {
+    pub(crate) fn add(&mut self, line: &str) {
         let Some(rest) = line.strip_prefix("test result: ") else {
             return;
         };

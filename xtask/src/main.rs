@@ -1,4 +1,4 @@
-//! The chores of the project: `cargo xtask setup`, `build`, `demo`, `test`, `dist`, `bench`, `tidy`,
+//! The chores of the project: `cargo xtask setup`, `build`, `demo`, `test`, `vm`, `dist`, `bench`, `tidy`,
 //! `go-layouts`.
 //!
 //! A new machine with rustup's stable toolchain needs nothing else: `demo` and `test` set up what they
@@ -9,6 +9,7 @@ mod run;
 mod workspace;
 mod go;
 mod python;
+mod debian;
 mod setup;
 mod release;
 mod targets;
@@ -17,6 +18,7 @@ mod demo;
 mod man;
 mod checks;
 mod dist;
+mod vm;
 mod test;
 mod bench;
 mod services;
@@ -89,6 +91,11 @@ enum Chore {
     /// Put together what is shipped, in `target/dist`: the static file, manual pages, completions, a bill of
     /// materials, and the sums of it all.
     Dist,
+    /// Run tests on the kernels of Debian's releases, under QEMU: 5.10, 6.1, 6.12, 6.18, 7.3.
+    Vm {
+        /// Which; all if none is named, and then docs/kernel-features.md is written.
+        series: Vec<String>,
+    },
     /// Write manual pages and completions to `target/man` and `target/completions`.
     Man,
     /// Judge simulated programs that are recorded in windows, over many seeds (docs/sampling.md).
@@ -143,6 +150,7 @@ fn run(arguments: &Arguments) -> Result<()> {
         } => bench::run(pairs, seconds, workers, case),
         Chore::Services { ref names, seconds } => services::run(names, seconds),
         Chore::Dist => dist::run(),
+        Chore::Vm { ref series } => vm::run(series),
         Chore::Man => man::make(),
         Chore::Simulate { seeds } => checks::simulate(seeds),
         Chore::Tidy => tidy::run(),

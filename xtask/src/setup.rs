@@ -180,16 +180,26 @@ fn install_packages(scope: Scope) -> Result<()> {
             "the tests fetch debug information with it",
         );
         let has_bpftool = find("bpftool").is_some() || Path::new("/usr/sbin/bpftool").is_file();
-        for (program, why) in [
-            ("dwz", "it moves debug information to a common file"),
-            ("mandoc", "it checks the manual pages"),
-            ("man", "it shows the manual pages"),
-            ("zsh", "it reads its completion"),
-            ("fish", "it reads its completion"),
+        for (program, package, why) in [
+            ("dwz", "dwz", "it moves debug information to a common file"),
+            ("mandoc", "mandoc", "it checks the manual pages"),
+            ("man", "man-db", "it shows the manual pages"),
+            ("zsh", "zsh", "it reads its completion"),
+            ("fish", "fish", "it reads its completion"),
+            (
+                "qemu-system-x86_64",
+                "qemu-system-x86",
+                "the tests boot other kernels in it",
+            ),
+            ("cpio", "cpio", "it packs what these kernels begin with"),
         ] {
-            let package = if program == "man" { "man-db" } else { program };
             need(find(program).is_some(), package, why);
         }
+        need(
+            Path::new("/var/lib/dpkg/info/busybox-static.list").exists(),
+            "busybox-static",
+            "all that the tests need in these kernels besides",
+        );
         need(
             has_bpftool,
             "bpftool",
@@ -211,7 +221,7 @@ fn install_packages(scope: Scope) -> Result<()> {
         );
     }
 
-    say("apt-get installs them: up to 400 MB, about three minutes");
+    say("apt-get installs them: up to 600 MB, about three minutes");
     update_lists()?;
     let mut install = as_root("env");
     install.args([

@@ -8,7 +8,7 @@ use crate::{
     checks::{self, Counts},
     dist,
     setup::{self, Scope},
-    targets,
+    targets, vm,
 };
 
 /// Runs every check, even after one has failed, and sums up. `scope` says on which Go versions the
@@ -38,8 +38,9 @@ pub(crate) fn run(scope: Scope) -> Result<()> {
         report.check("integration", || {
             checks::integration_tests(scope, &mut counts)
         });
+        report.check("other kernels", || vm::check(&mut counts));
     } else {
-        for name in ["what is shipped", "integration"] {
+        for name in ["what is shipped", "integration", "other kernels"] {
             report.skip(name, "there is nothing to run it on");
         }
     }

@@ -2,7 +2,11 @@
 
 use std::{fs, os::unix::fs::MetadataExt as _, path::Path};
 
-use aya::{maps::MapType, programs::ProgramType, sys};
+use aya::{
+    maps::MapType,
+    programs::ProgramType,
+    sys::{self, BpfHelper},
+};
 
 use super::{LoadError, tracefs};
 use crate::{plan::Tracepoint, privileges};
@@ -26,6 +30,7 @@ pub fn check_host() -> Result<(), LoadError> {
     pid_namespace()?;
     btf(SYSFS.as_ref())?;
     uprobes(SYSFS.as_ref())?;
+    thread_registers()?;
     Ok(())
 }
 
@@ -52,6 +57,7 @@ pub fn features(tracepoints: &[Tracepoint]) -> Vec<Feature> {
             "BPF programs for tracepoints",
             program("BPF programs for tracepoints", ProgramType::TracePoint),
         ),
+        feature("BPF helper for a thread's registers", thread_registers()),
         feature(
             "BPF ring buffer",
             map("the BPF ring buffer (Linux 5.8)", MapType::RingBuf),
@@ -139,6 +145,14 @@ fn uprobes(sysfs: &Path) -> Result<String, LoadError> {
         "uprobes",
         "use one built with CONFIG_UPROBE_EVENTS=y",
     )
+}
+
+/// What the kernel side begins a stack with: the newest of the helpers that it calls.
+fn thread_registers() -> Result<String, LoadError> {
+    let helper = BpfHelper::BPF_FUNC_task_pt_regs;
+    let is_there = sys::is_helper_supported(ProgramType::KProbe, helper);
+    let what = "the BPF helper `bpf_task_pt_regs` (Linux 5.15)";
+    supported(what, is_there.ok())
 }
 
 fn in_sysfs(sysfs: &Path, path: &str, what: &str, remedy: &str) -> Result<String, LoadError> {

@@ -9,6 +9,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 
 use crate::{
+    debian::{self, Archive},
     run::{self, as_root, find},
     workspace,
 };
@@ -78,47 +79,15 @@ fn fetched() -> Result<(Vec<PathBuf>, String)> {
     Ok((command, fs::read_to_string(version)?))
 }
 
-/// Unpacks the packages of that release, past the machine's own list of packages.
+/// Unpacks the packages of that release.
 fn fetch(folder: &Path) -> Result<()> {
     let apt = folder.join("apt");
-    // A folder of their own: apt removes what it does not know beside its lists.
-    let lists = apt.join("lists");
-    fs::create_dir_all(lists.join("partial"))?;
-    let sources = apt.join("sources.list");
-    let key = "/usr/share/keyrings/debian-archive-keyring.gpg";
-    fs::write(
-        &sources,
-        format!("deb [signed-by={key}] http://deb.debian.org/debian {RELEASE} main\n"),
-    )?;
-    let options = [
-        format!("-oDir::Etc::sourcelist={}", sources.display()),
-        "-oDir::Etc::sourceparts=/dev/null".to_owned(),
-        format!("-oDir::State::lists={}", lists.display()),
-        "-oDir::Cache::pkgcache=".to_owned(),
-        "-oDir::Cache::srcpkgcache=".to_owned(),
-        "-oAPT::Sandbox::User=root".to_owned(),
-    ];
-    run::run(
-        Command::new("apt-get")
-            .args(&options)
-            .args(["-qq", "update"]),
-    )?;
-    let mut download = Command::new("apt-get");
-    download
-        .current_dir(&apt)
-        .args(&options)
-        .args(["-qq", "download"]);
-    run::run(download.args(PACKAGES))?;
+    let archive = Archive::at(&apt)?;
+    archive.update(&[("debian", RELEASE)])?;
+    archive.download(&PACKAGES, &apt)?;
     let mut version = None;
-    for entry in fs::read_dir(&apt)? {
-        let package = entry?.path();
-        if package
-            .extension()
-            .is_none_or(|extension| extension != "deb")
-        {
-            continue;
-        }
-        run::run(Command::new("dpkg").arg("-x").arg(&package).arg(folder))?;
+    for package in debian::packages_in(&apt)? {
+        debian::unpack(&package, folder)?;
         let mut ask = Command::new("dpkg-deb");
         let told = run::output(
             ask.args(["--show", "--showformat=${Package} ${Version}"])
