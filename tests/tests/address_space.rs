@@ -8,6 +8,9 @@ use serde_json::Value;
 /// Live bytes by function and kind.
 type Bytes = BTreeMap<(String, String), u64>;
 
+/// The most pages that a mapping of the storm has.
+const STORM_PAGES: u64 = 16;
+
 #[test]
 fn every_site_is_exact() {
     let mut service = Service::start("vm", [""; 0]);
@@ -40,15 +43,18 @@ fn every_site_is_exact() {
             None => assert_eq!(site["live_bytes"], 0, "of no case: {site:#}"),
         }
     }
+    let mut losses = report["losses"].as_object().unwrap().clone();
+    if preempts_programs() {
+        // Its threads preempt one another in these programs. So many calls may be missing, and no more.
+        let storm = ("storm".to_owned(), "mmap".to_owned());
+        let skipped = losses.remove("programs_skipped").and_then(|n| n.as_u64());
+        let off = seen.remove(&storm).unwrap_or(0);
+        assert!(off <= skipped.unwrap_or(0) * STORM_PAGES * 4096, "{off}");
+    }
+    assert!(losses.is_empty(), "{losses:?}");
     expected.retain(|_, bytes| *bytes > 0);
     seen.retain(|_, bytes| *bytes > 0);
     assert_eq!(seen, expected);
-    let mut losses = report["losses"].as_object().unwrap().clone();
-    // It says how many there may have been at most, and the sums are right.
-    if preempts_programs() {
-        losses.remove("programs_skipped");
-    }
-    assert!(losses.is_empty(), "{losses:?}");
     assert_nothing_left();
 }
 
