@@ -4,9 +4,10 @@
 //! again: what else the machine does falls on both alike. The figures are ratios within one turn,
 //! against the mean of what is before and after it. It is built with the runtime's heap sampler and
 //! without, where leaktrace samples for itself; and beside it stands what a uprobe on every allocation
-//! would cost. Other cases are what reading a large capture takes, what `why` takes for a large heap and
-//! costs the program meanwhile, and a native allocator, beside other tools.
+//! would cost. Other cases are what leaktrace takes for itself, what reading a large capture takes, what `why`
+//! takes for a large heap and costs the program meanwhile, and a native allocator, beside other tools.
 
+mod footprint;
 mod native;
 mod peers;
 mod report;
@@ -104,6 +105,9 @@ pub(crate) fn run(pairs: u32, seconds: u64, workers: Option<u32>, only: &str) ->
 
     if report::NAME.contains(only) {
         report::measure(pairs)?;
+    }
+    if footprint::NAME.contains(only) {
+        footprint::measure(pairs, Duration::from_secs(seconds))?;
     }
     if native::NAME.contains(only) {
         native::measure(pairs, Duration::from_secs(seconds))?;
