@@ -11,7 +11,10 @@
 use aya_ebpf::{Global, helpers::bpf_ktime_get_ns, programs::TracePointContext};
 use leaktrace_common::Ktime;
 
-use crate::{loss::Loss, thread, walk::Walk};
+use crate::{
+    loss::Loss,
+    thread::{self, Thread},
+};
 
 /// How many copies of each program are attached. User space sets it before it loads the object.
 #[unsafe(no_mangle)]
@@ -21,7 +24,9 @@ static SYSTEM_CALL_COPIES: Global<u32> = Global::new(1);
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Call {
-    /// One of the `EVENT_…` constants, or [`RETURNED`]; zero: none was seen yet.
+    /// [`UNDER_WAY`] or [`RETURNED`]; zero: none was seen yet.
+    state: u64,
+    /// One of the `EVENT_…` constants.
     pub event: u64,
     /// When it was entered.
     pub entered: Ktime,
@@ -33,21 +38,14 @@ pub struct Call {
     pub new_len: u64,
     /// Flags of mmap and mremap.
     pub flags: u64,
-}
-
-/// It has returned.
-const RETURNED: u64 = u64::MAX;
-
-/// A system call that has returned.
-pub struct Returned<'a> {
-    /// Its arguments.
-    pub call: Call,
-    /// Its result.
+    /// What it returned.
     pub result: i64,
-    /// Where its stack can be put together.
-    pub walk: &'a mut Walk,
 }
 
+const UNDER_WAY: u64 = 1;
+const RETURNED: u64 = 2;
+
+const NUMBER: usize = 8;
 const ARGUMENTS: usize = 16;
 const RESULT: usize = 16;
 
@@ -55,6 +53,7 @@ const RESULT: usize = 16;
 #[inline(always)]
 pub fn enter(event: u32, addr: u64, len: u64, new_len: u64, flags: u64) -> Result<(), Loss> {
     thread::current()?.call = Call {
+        state: UNDER_WAY,
         event: u64::from(event),
         // SAFETY: no arguments, no preconditions.
         entered: Ktime(unsafe { bpf_ktime_get_ns() }),
@@ -62,29 +61,33 @@ pub fn enter(event: u32, addr: u64, len: u64, new_len: u64, flags: u64) -> Resul
         len,
         new_len,
         flags,
+        result: 0,
     };
     Ok(())
 }
 
-/// The call that returns now; `None` if another copy has seen it.
+/// The thread whose call returns now, with the result in it; `None` if another copy has seen it.
 #[inline(always)]
-pub fn exit<'a>(ctx: &TracePointContext, event: u32) -> Result<Option<Returned<'a>>, Loss> {
+pub fn exit<'a>(ctx: &TracePointContext, event: u32) -> Result<Option<&'a mut Thread>, Loss> {
     let thread = thread::current()?;
-    let call = thread.call;
-    thread.call.event = RETURNED;
-    if call.event == RETURNED && SYSTEM_CALL_COPIES.load() > 1 {
+    let call = &mut thread.call;
+    let before = core::mem::replace(&mut call.state, RETURNED);
+    if before == RETURNED && SYSTEM_CALL_COPIES.load() > 1 {
         return Ok(None);
     }
-    if call.event != u64::from(event) {
+    if before != UNDER_WAY || call.event != u64::from(event) {
         return Err(Loss::ReturnWithoutEntry);
     }
     // SAFETY: the result is a long at this offset of every sys_exit record.
-    let result = unsafe { ctx.read_at::<i64>(RESULT) }.map_err(|_| Loss::ArgumentUnreadable)?;
-    Ok(Some(Returned {
-        call,
-        result,
-        walk: &mut thread.walk,
-    }))
+    call.result = unsafe { ctx.read_at(RESULT) }.map_err(|_| Loss::ArgumentUnreadable)?;
+    Ok(Some(thread))
+}
+
+/// The number of the system call.
+#[inline(always)]
+pub fn number(ctx: &TracePointContext) -> Result<u32, Loss> {
+    // SAFETY: the number is an int in every record of a system call, before its arguments or its result.
+    unsafe { ctx.read_at(NUMBER) }.map_err(|_| Loss::ArgumentUnreadable)
 }
 
 /// Argument `n` of the call that begins now.
@@ -92,11 +95,4 @@ pub fn exit<'a>(ctx: &TracePointContext, event: u32) -> Result<Option<Returned<'
 pub fn argument(ctx: &TracePointContext, n: usize) -> Result<u64, Loss> {
     // SAFETY: each argument is a long in every sys_enter record.
     unsafe { ctx.read_at(ARGUMENTS + 8 * n) }.map_err(|_| Loss::ArgumentUnreadable)
-}
-
-/// The result as an address or zero; `None` for an error number.
-#[inline(always)]
-pub fn succeeded(result: i64) -> Option<u64> {
-    const MAX_ERRNO: i64 = 4095;
-    (!(-MAX_ERRNO..0).contains(&result)).then_some(result as u64)
 }

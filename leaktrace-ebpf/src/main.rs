@@ -42,44 +42,16 @@ use aya_log_ebpf::warn;
 
 use private_stack::Context;
 
+/// A system call that changes the address space begins.
 #[tracepoint]
-fn enter_mmap(ctx: TracePointContext) -> u32 {
-    entry(&ctx, vm::try_enter_mmap)
+fn enter_call(ctx: TracePointContext) -> u32 {
+    entry(&ctx, vm::try_enter)
 }
 
+/// It returns. One program for all of them: the kernel takes a tenth of a second to verify the walk of a stack.
 #[tracepoint]
-fn exit_mmap(ctx: TracePointContext) -> u32 {
-    entry(&ctx, vm::try_exit_mmap)
-}
-
-#[tracepoint]
-fn enter_munmap(ctx: TracePointContext) -> u32 {
-    entry(&ctx, vm::try_enter_munmap)
-}
-
-#[tracepoint]
-fn exit_munmap(ctx: TracePointContext) -> u32 {
-    entry(&ctx, vm::try_exit_munmap)
-}
-
-#[tracepoint]
-fn enter_mremap(ctx: TracePointContext) -> u32 {
-    entry(&ctx, vm::try_enter_mremap)
-}
-
-#[tracepoint]
-fn exit_mremap(ctx: TracePointContext) -> u32 {
-    entry(&ctx, vm::try_exit_mremap)
-}
-
-#[tracepoint]
-fn enter_brk(ctx: TracePointContext) -> u32 {
-    entry(&ctx, vm::try_enter_brk)
-}
-
-#[tracepoint]
-fn exit_brk(ctx: TracePointContext) -> u32 {
-    entry(&ctx, vm::try_exit_brk)
+fn exit_call(ctx: TracePointContext) -> u32 {
+    entry(&ctx, vm::try_exit)
 }
 
 /// `sched:sched_process_exec`: the target, or a process that it has made, becomes another program.

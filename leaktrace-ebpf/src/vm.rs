@@ -7,124 +7,130 @@ use leaktrace_common::{
 };
 
 use crate::{
-    call::{Call, Returned, argument, enter, exit, succeeded},
+    call::{self, Call, argument, enter, exit},
     events, live,
     loss::Loss,
     stack,
 };
 
+/// Numbers of the system calls (arch/x86/entry/syscalls/syscall_64.tbl).
+const MMAP: u32 = 9;
+const MUNMAP: u32 = 11;
+const BRK: u32 = 12;
+const MREMAP: u32 = 25;
+
+/// What a system call does, if it is one of these.
 #[inline(always)]
-pub fn try_enter_mmap(ctx: &TracePointContext) -> Result<(), Loss> {
+fn event_of(ctx: &TracePointContext) -> Result<u32, Loss> {
+    Ok(match call::number(ctx)? {
+        MMAP => EVENT_MMAP,
+        MUNMAP => EVENT_MUNMAP,
+        MREMAP => EVENT_MREMAP,
+        BRK => EVENT_BRK,
+        _ => return Err(Loss::ArgumentUnreadable),
+    })
+}
+
+#[inline(always)]
+pub fn try_enter(ctx: &TracePointContext) -> Result<(), Loss> {
     const PROT_EXEC: u64 = 4;
     const MAP_ANONYMOUS: u64 = 0x20;
     const MAP_HUGETLB: u64 = 0x4_0000;
+    let event = event_of(ctx)?;
+    let addr = argument(ctx, 0)?;
+    if event == EVENT_BRK {
+        return enter(event, addr, 0, 0, 0);
+    }
+    let len = argument(ctx, 1)?;
+    if event == EVENT_MUNMAP {
+        return enter(event, addr, len, 0, 0);
+    }
+    let third = argument(ctx, 2)?;
     let mut flags = argument(ctx, 3)?;
-    if argument(ctx, 2)? & PROT_EXEC != 0 && flags & (MAP_ANONYMOUS | MAP_HUGETLB) == 0 {
+    if event == EVENT_MREMAP {
+        return enter(event, addr, len, third, flags);
+    }
+    if third & PROT_EXEC != 0 && flags & (MAP_ANONYMOUS | MAP_HUGETLB) == 0 {
         flags |= u64::from(MAPPED_CODE);
     }
-    enter(EVENT_MMAP, argument(ctx, 0)?, argument(ctx, 1)?, 0, flags)
+    enter(event, addr, len, 0, flags)
 }
 
 #[inline(always)]
-pub fn try_enter_munmap(ctx: &TracePointContext) -> Result<(), Loss> {
-    enter(EVENT_MUNMAP, argument(ctx, 0)?, argument(ctx, 1)?, 0, 0)
-}
-
-#[inline(always)]
-pub fn try_enter_mremap(ctx: &TracePointContext) -> Result<(), Loss> {
-    enter(
-        EVENT_MREMAP,
-        argument(ctx, 0)?,
-        argument(ctx, 1)?,
-        argument(ctx, 2)?,
-        argument(ctx, 3)?,
-    )
-}
-
-#[inline(always)]
-pub fn try_enter_brk(ctx: &TracePointContext) -> Result<(), Loss> {
-    enter(EVENT_BRK, argument(ctx, 0)?, 0, 0, 0)
-}
-
-#[inline(always)]
-pub fn try_exit_mmap(ctx: &TracePointContext) -> Result<(), Loss> {
-    let Some(Returned { call, result, walk }) = exit(ctx, EVENT_MMAP)? else {
+pub fn try_exit(ctx: &TracePointContext) -> Result<(), Loss> {
+    let event = event_of(ctx)?;
+    let Some(thread) = exit(ctx, event)? else {
         return Ok(());
     };
-    let Some(addr) = succeeded(result) else {
-        return Ok(());
-    };
-    let stack = stack::of_system_call(walk);
-    live::count_allocation(live::site(stack, KIND_MMAP), call.len);
-    events::send(VmEvent {
-        flags: call.flags as u32,
-        addr,
-        len: call.len,
-        ..event(EVENT_MMAP, &call, stack)
-    })
-}
-
-#[inline(always)]
-pub fn try_exit_munmap(ctx: &TracePointContext) -> Result<(), Loss> {
-    let Some(Returned { call, result, .. }) = exit(ctx, EVENT_MUNMAP)? else {
-        return Ok(());
-    };
-    if succeeded(result).is_none() {
+    // Read again, so that the verifier knows nothing of it: it would follow the walk of the stack for each event by
+    // itself.
+    // SAFETY: a reference is valid.
+    let call = unsafe { (&raw const thread.call).read_volatile() };
+    if !was_done(&call) {
         return Ok(());
     }
-    events::send(VmEvent {
-        addr: call.addr,
-        len: call.len,
-        ..event(EVENT_MUNMAP, &call, StackId(0))
-    })
-}
-
-#[inline(always)]
-pub fn try_exit_mremap(ctx: &TracePointContext) -> Result<(), Loss> {
-    let Some(Returned { call, result, walk }) = exit(ctx, EVENT_MREMAP)? else {
-        return Ok(());
+    let stack = match call.event as u32 {
+        EVENT_MUNMAP => StackId(0),
+        _ => stack::of_system_call(&mut thread.walk),
     };
-    let Some(addr) = succeeded(result) else {
-        return Ok(());
-    };
-    let stack = stack::of_system_call(walk);
-    live::count_allocation(
-        live::site(stack, KIND_MMAP),
-        call.new_len.saturating_sub(call.len),
-    );
-    events::send(VmEvent {
-        flags: call.flags as u32,
-        addr,
-        len: call.new_len,
-        old_addr: call.addr,
-        old_len: call.len,
-        ..event(EVENT_MREMAP, &call, stack)
-    })
-}
-
-#[inline(always)]
-pub fn try_exit_brk(ctx: &TracePointContext) -> Result<(), Loss> {
-    let Some(Returned { call, result, walk }) = exit(ctx, EVENT_BRK)? else {
-        return Ok(());
-    };
-    // brk returns the break, changed or not: only a granted request moved it.
-    if call.addr == 0 || result as u64 != call.addr {
-        return Ok(());
+    // SAFETY: as above.
+    let call = unsafe { (&raw const thread.call).read_volatile() };
+    match call.event as u32 {
+        EVENT_MUNMAP => {}
+        EVENT_BRK => live::count_allocation(live::site(stack, KIND_BRK), 0),
+        EVENT_MREMAP => live::count_allocation(
+            live::site(stack, KIND_MMAP),
+            call.new_len.saturating_sub(call.len),
+        ),
+        _ => live::count_allocation(live::site(stack, KIND_MMAP), call.len),
     }
-    let stack = stack::of_system_call(walk);
-    live::count_allocation(live::site(stack, KIND_BRK), 0);
-    events::send(VmEvent {
-        addr: call.addr,
-        ..event(EVENT_BRK, &call, stack)
-    })
+    events::send(sent(&call, stack))
 }
 
+/// Whether a call has done what it was asked.
 #[inline(always)]
-fn event(event: u32, call: &Call, stack: StackId) -> VmEvent {
-    VmEvent {
+fn was_done(call: &Call) -> bool {
+    const MAX_ERRNO: i64 = 4095;
+    match call.event as u32 {
+        // brk returns the break, changed or not: only a granted request moved it.
+        EVENT_BRK => call.addr != 0 && call.result as u64 == call.addr,
+        _ => !(-MAX_ERRNO..0).contains(&call.result),
+    }
+}
+
+/// The record of a call that was done.
+#[inline(always)]
+fn sent(call: &Call, stack: StackId) -> VmEvent {
+    let event = call.event as u32;
+    let any = VmEvent {
         event,
         entered: call.entered,
         stack,
         ..VmEvent::default()
+    };
+    match event {
+        EVENT_MMAP => VmEvent {
+            flags: call.flags as u32,
+            addr: call.result as u64,
+            len: call.len,
+            ..any
+        },
+        EVENT_MREMAP => VmEvent {
+            flags: call.flags as u32,
+            addr: call.result as u64,
+            len: call.new_len,
+            old_addr: call.addr,
+            old_len: call.len,
+            ..any
+        },
+        EVENT_MUNMAP => VmEvent {
+            addr: call.addr,
+            len: call.len,
+            ..any
+        },
+        _ => VmEvent {
+            addr: call.addr,
+            ..any
+        },
     }
 }

@@ -71,9 +71,7 @@ impl Family {
             "go_created" | "go_exited" => (Self::Goroutine, BREAKPOINT),
             "malloc_returned" => (Self::Malloc, RETURN),
             name if name.starts_with("malloc_") => (Self::Malloc, BREAKPOINT),
-            name if name.starts_with("enter_") || name.starts_with("exit_") => {
-                (Self::Vm, TRACEPOINT)
-            }
+            "enter_call" | "exit_call" => (Self::Vm, TRACEPOINT),
             _ => return None,
         })
     }
@@ -263,7 +261,7 @@ mod tests {
     #[test]
     fn programs_have_their_families() {
         let of = |program| Family::of(program).map(|(family, _)| family);
-        assert_eq!(of("enter_mmap"), Some(Family::Vm));
+        assert_eq!(of("enter_call"), Some(Family::Vm));
         assert_eq!(of("go_free"), Some(Family::Go));
         assert_eq!(of("malloc_returned"), Some(Family::Malloc));
         assert_eq!(of("go_exited"), Some(Family::Goroutine));

@@ -11,15 +11,9 @@ use std::{
 use serde_json::Value;
 
 /// Names of our programs, as far as the kernel keeps them (15 bytes).
-const PROGRAMS: [&str; 20] = [
-    "enter_mmap",
-    "exit_mmap",
-    "enter_munmap",
-    "exit_munmap",
-    "enter_mremap",
-    "exit_mremap",
-    "enter_brk",
-    "exit_brk",
+const PROGRAMS: [&str; 14] = [
+    "enter_call",
+    "exit_call",
     "exec",
     "oom_victim",
     "go_sample",

@@ -29,7 +29,7 @@ pub(super) fn of_system_calls() -> u32 {
     }
 }
 
-/// A program that is attached to a tracepoint in so many copies.
+/// A program that is attached to tracepoints in so many copies.
 pub(super) struct Copies {
     /// The programs, for the kernel's count of their runs.
     pub(super) programs: Vec<OwnedFd>,
@@ -37,32 +37,34 @@ pub(super) struct Copies {
 }
 
 impl Copies {
-    /// Loads and attaches a program so often.
+    /// Loads a program so often, and attaches each copy to all of these tracepoints.
     ///
     /// # Errors
     ///
     /// The kernel refuses it.
     pub(super) fn attach(
         program: &mut TracePoint,
-        tracepoint: &Tracepoint,
+        tracepoints: &[Tracepoint],
         count: u32,
     ) -> Result<Self, LoadError> {
-        let name = format!("{}:{}", tracepoint.category, tracepoint.name);
-        let failed = |error| program_error(&name, error);
         let (mut programs, mut links) = (Vec::new(), Vec::new());
         for copy in 0..count {
-            if copy > 0 {
-                // The link keeps the one that it is for.
-                program.unload().map_err(failed)?;
+            for tracepoint in tracepoints {
+                let Tracepoint { category, name, .. } = tracepoint;
+                let failed = |error| program_error(&format!("{category}:{name}"), error);
+                if programs.len() == copy as usize {
+                    if copy > 0 {
+                        // The links keep the one that they are for.
+                        program.unload().map_err(failed)?;
+                    }
+                    program.load().map_err(failed)?;
+                    let fd = program.fd().map_err(failed)?.as_fd().try_clone_to_owned();
+                    programs.push(fd.map_err(|error| LoadError::other("keep a program", error))?);
+                }
+                let link = program.attach(category, name);
+                let link = link.and_then(|link| program.take_link(link));
+                links.push(link.map_err(failed)?);
             }
-            program.load().map_err(failed)?;
-            let link = program.attach(tracepoint.category, tracepoint.name);
-            links.push(
-                link.and_then(|link| program.take_link(link))
-                    .map_err(failed)?,
-            );
-            let fd = program.fd().map_err(failed)?.as_fd().try_clone_to_owned();
-            programs.push(fd.map_err(|error| LoadError::other("keep a program", error))?);
         }
         Ok(Self {
             programs,

@@ -292,23 +292,26 @@ impl Loaded {
     ///
     /// The first that could not be attached; those before it are gone when `self` is.
     pub fn attach_tracepoints(&mut self, plan: &Plan) -> Result<(), LoadError> {
-        let mut tracepoints = plan.tracepoints.iter();
-        tracepoints.try_for_each(|tracepoint| self.attach_tracepoint(tracepoint))
+        let mut groups = plan.tracepoints.chunk_by(|a, b| a.program == b.program);
+        groups.try_for_each(|group| self.attach_to_tracepoints(group))
     }
 
-    /// Attaches a tracepoint.
+    /// Attaches the program of these tracepoints, which is one.
     ///
     /// # Errors
     ///
-    /// It could not be attached.
-    pub fn attach_tracepoint(&mut self, tracepoint: &Tracepoint) -> Result<(), LoadError> {
-        let count = match tracepoint.category {
+    /// The first that could not be attached.
+    pub fn attach_to_tracepoints(&mut self, tracepoints: &[Tracepoint]) -> Result<(), LoadError> {
+        let Some(first) = tracepoints.first() else {
+            return Ok(());
+        };
+        let count = match first.category {
             "syscalls" => self.system_call_copies,
             _ => 1,
         };
-        let program = self.program(tracepoint.program)?;
-        let attached = Attached::Tracepoint(Copies::attach(program, tracepoint, count)?);
-        self.attached.push((tracepoint.program, attached));
+        let program = self.program(first.program)?;
+        let attached = Attached::Tracepoints(Copies::attach(program, tracepoints, count)?);
+        self.attached.push((first.program, attached));
         Ok(())
     }
 
@@ -417,7 +420,7 @@ impl Loaded {
 
 /// A link, which lasts as long as it is held.
 enum Attached {
-    Tracepoint(Copies),
+    Tracepoints(Copies),
     Uprobe { address: u64, _link: UProbeLink },
 }
 

@@ -45,7 +45,7 @@ impl Loaded {
         let copies = |name: &str| {
             let mut attached = self.attached.iter();
             attached.find_map(|(program, attached)| match attached {
-                Attached::Tracepoint(copies) if *program == name => Some(&copies.programs),
+                Attached::Tracepoints(copies) if *program == name => Some(&copies.programs),
                 _ => None,
             })
         };

@@ -277,14 +277,14 @@ impl Plan {
 
 /// Entry before exit: a call under way at the attach then counts as a return without entry.
 const VM: [Tracepoint; 8] = [
-    syscall("enter_mmap", "sys_enter_mmap"),
-    syscall("exit_mmap", "sys_exit_mmap"),
-    syscall("enter_munmap", "sys_enter_munmap"),
-    syscall("exit_munmap", "sys_exit_munmap"),
-    syscall("enter_mremap", "sys_enter_mremap"),
-    syscall("exit_mremap", "sys_exit_mremap"),
-    syscall("enter_brk", "sys_enter_brk"),
-    syscall("exit_brk", "sys_exit_brk"),
+    syscall("enter_call", "sys_enter_mmap"),
+    syscall("enter_call", "sys_enter_munmap"),
+    syscall("enter_call", "sys_enter_mremap"),
+    syscall("enter_call", "sys_enter_brk"),
+    syscall("exit_call", "sys_exit_mmap"),
+    syscall("exit_call", "sys_exit_munmap"),
+    syscall("exit_call", "sys_exit_mremap"),
+    syscall("exit_call", "sys_exit_brk"),
 ];
 
 const fn syscall(program: &'static str, name: &'static str) -> Tracepoint {

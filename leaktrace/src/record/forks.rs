@@ -84,12 +84,12 @@ impl Forks {
             .wait();
         allow_more_files(processes);
         kernel.follow_forks(processes)?;
-        loaded.attach_tracepoint(&Tracepoint {
+        loaded.attach_to_tracepoints(&[Tracepoint {
             program: "new_task",
             category: "task",
             name: "task_newtask",
             purpose: "a process is made",
-        })?;
+        }])?;
         let events = kernel.process_events().and_then(|fd| {
             // SAFETY: the descriptor is owned by what is registered.
             unsafe { AsyncFd::register(fd) }.map_err(io::Error::from)
