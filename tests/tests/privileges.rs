@@ -9,7 +9,7 @@ use std::{
     process::{Command, Output, Stdio},
 };
 
-use leaktrace::loss::is_expected;
+use leaktrace::loss::{GOROUTINES_UNSTABLE, is_expected};
 use leaktrace_tests::{
     Leaktrace, Service, assert_nothing_left, blocks_of, leaktrace_binary, live_bytes, told,
 };
@@ -101,8 +101,11 @@ fn end_by_names(
     let finished = recording.wait();
     assert_eq!(finished.code, Some(0), "{}", finished.stderr);
     let report = finished.report();
-    let losses = report["losses"].as_object().unwrap();
-    assert!(losses.keys().all(|cause| is_expected(cause)), "{losses:?}");
+    let mut losses = report["losses"].as_object().unwrap().clone();
+    losses.retain(|cause, _| !is_expected(cause));
+    // A goroutine that runs may have moved each time it was read, whoever reads.
+    losses.remove(GOROUTINES_UNSTABLE);
+    assert!(losses.is_empty(), "{losses:?}");
     (finished, report)
 }
 

@@ -11,16 +11,8 @@ use leaktrace_tests::{
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-/// Every block is followed, and there is room for all that the soak keeps.
-const ALL: [&str; 7] = [
-    "--probe",
-    "malloc",
-    "--sample",
-    "all",
-    "--force",
-    "--live-objects",
-    "8388608",
-];
+/// Every block is followed.
+const ALL: [&str; 5] = ["--probe", "malloc", "--sample", "all", "--force"];
 
 /// A program of so many threads, and a recording of it.
 fn record(threads: &str) -> (Service, Leaktrace) {
@@ -113,7 +105,7 @@ fn soak() {
     let begun = Instant::now();
     let mut resident = Vec::new();
     while begun.elapsed() < time {
-        service.ask("run 50000");
+        service.ask("turn 50000");
         resident.push(resident_kib(run.pid()));
     }
     let (finished, report) = end(run, &mut service);

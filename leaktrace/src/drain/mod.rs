@@ -20,7 +20,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use leaktrace_common::{
     EVENT_CHILD_EXEC, EVENT_EXEC, EVENT_FORK, EVENT_GC, EVENT_MMAP, KIND_GO_HEAP, KIND_GOROUTINE,
-    KIND_MALLOC, Ktime, LiveObject, MAPPED_CODE, SiteCounters, SiteKey, VmEvent,
+    KIND_MALLOC, Ktime, MAPPED_CODE, SiteCounters, SiteKey, VmEvent,
 };
 
 use self::deltas::{add_freed, delta_of, died};
@@ -411,12 +411,13 @@ impl Drain {
             of_go = self.kernel.totals(KIND_GO_HEAP)?;
         }
         let now = Ktime(monotonic_ns());
-        let mut live = Vec::new();
-        self.kernel
-            .for_each_live(|address, object| live.push((address, object)))?;
+        sites.extend(of_go.iter().map(|(site, totals)| (*site, *totals)));
+        let cohort = self.index.max(1);
+        let turnovers = self
+            .objects
+            .look(cohort, now, sites, |visit| self.kernel.for_each_live(visit))?;
         let buckets = self.go_profile(&of_go)?;
-        sites.extend(of_go);
-        self.turnover(now, sites, live);
+        self.turnover(turnovers);
         Ok(buckets)
     }
 
@@ -458,13 +459,8 @@ impl Drain {
     }
 
     /// Adds what has become of the objects since the last interval to the deltas.
-    fn turnover(
-        &mut self,
-        now: Ktime,
-        totals: HashMap<SiteKey, SiteCounters>,
-        live: Vec<(u64, LiveObject)>,
-    ) {
-        for (site, turnover) in self.objects.look(self.index.max(1), now, totals, live) {
+    fn turnover(&mut self, turnovers: BTreeMap<SiteKey, Turnover>) {
+        for (site, turnover) in turnovers {
             let Turnover { counters, freed } = turnover;
             let id = match site.kind {
                 // All of this is in the profile's state at the attach.

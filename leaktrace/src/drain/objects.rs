@@ -11,7 +11,7 @@
 //! come with the next look and are put where they belong then; without that, each would leave one
 //! object in its cohort that lives for ever.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, hash_map::Entry};
 
 use leaktrace_common::{Ktime, LiveObject, SiteCounters, SiteKey};
 
@@ -20,12 +20,15 @@ use crate::capture::schema::CohortFrees;
 /// Cohort of what was there before the attach.
 const PREEXISTING: u32 = 0;
 
-/// An object known from an earlier look.
+/// An object known from an earlier look. There may be millions of them.
 struct Known {
-    site: SiteKey,
     born: Ktime,
     size: u64,
+    /// Index in [`Objects::sites`].
+    site: u32,
     cohort: u32,
+    /// The look that saw it last.
+    look: u32,
 }
 
 /// What one interval did at one site, in objects that were taken.
@@ -54,55 +57,44 @@ struct Gap {
 #[derive(Default)]
 pub(super) struct Objects {
     known: HashMap<u64, Known>,
+    sites: Vec<SiteKey>,
+    site_indices: HashMap<SiteKey, u32>,
+    looks: u32,
     totals: HashMap<SiteKey, SiteCounters>,
     gaps: HashMap<SiteKey, Gap>,
 }
 
+/// Objects found dead, by site and cohort: how many, and their bytes.
+type Dead = HashMap<SiteKey, BTreeMap<u32, (u64, u64)>>;
+
 impl Objects {
-    /// Takes the totals at the end of interval `cohort`, read until moment `now`, and the live set read
-    /// after that. What was born after `now` is left to the next look.
-    pub(super) fn look(
+    /// Takes the totals at the end of interval `cohort`, read until moment `now`, and the live set, which
+    /// `each_live` reads after that. What was born after `now` is left to the next look.
+    pub(super) fn look<E>(
         &mut self,
         cohort: u32,
         now: Ktime,
         totals: HashMap<SiteKey, SiteCounters>,
-        live: impl IntoIterator<Item = (u64, LiveObject)>,
-    ) -> BTreeMap<SiteKey, Turnover> {
-        let mut next = HashMap::with_capacity(self.known.len());
+        each_live: impl FnOnce(&mut dyn FnMut(u64, LiveObject)) -> Result<(), E>,
+    ) -> Result<BTreeMap<SiteKey, Turnover>, E> {
+        self.looks += 1;
+        let mut dead = Dead::new();
         let mut born_and_alive: HashMap<SiteKey, u64> = HashMap::new();
-        for (address, object) in live {
-            if object.born > now {
-                continue;
+        each_live(&mut |address, object| {
+            if object.born <= now && self.sees(address, &object, cohort, &mut dead) {
+                *born_and_alive.entry(site_of(&object)).or_default() += 1;
             }
-            let site = site_of(&object);
-            let known = self
-                .known
-                .get(&address)
-                .filter(|known| known.born == object.born)
-                .map(|known| known.cohort);
-            if known.is_none() {
-                *born_and_alive.entry(site).or_default() += 1;
+        })?;
+        self.known.retain(|_, object| {
+            let is_alive = object.look == self.looks;
+            if !is_alive {
+                died(&mut dead, self.sites[object.site as usize], object);
             }
-            next.insert(
-                address,
-                Known {
-                    site,
-                    born: object.born,
-                    size: object.size,
-                    cohort: known.unwrap_or(cohort),
-                },
-            );
+            is_alive
+        });
+        if self.known.capacity() / 4 > self.known.len() {
+            self.known.shrink_to_fit();
         }
-        let mut dead: HashMap<SiteKey, BTreeMap<u32, (u64, u64)>> = HashMap::new();
-        for (address, object) in &self.known {
-            if next.get(address).is_none_or(|n| n.born != object.born) {
-                let cohorts = dead.entry(object.site).or_default();
-                let (objects, bytes) = cohorts.entry(object.cohort).or_default();
-                *objects += 1;
-                *bytes += object.size;
-            }
-        }
-        self.known = next;
         let previous = std::mem::replace(&mut self.totals, totals);
         let mut gaps = std::mem::take(&mut self.gaps);
         let turnovers: BTreeMap<_, _> = self
@@ -122,8 +114,48 @@ impl Objects {
             })
             .filter(|(_, turnover)| *turnover != Turnover::default())
             .collect();
-        turnovers
+        Ok(turnovers)
     }
+
+    /// Marks an object as alive; gives whether it is new. One at the same address that was born earlier is dead.
+    fn sees(&mut self, address: u64, object: &LiveObject, cohort: u32, dead: &mut Dead) -> bool {
+        let new = Known {
+            born: object.born,
+            size: object.size,
+            site: self.site_index(site_of(object)),
+            cohort,
+            look: self.looks,
+        };
+        match self.known.entry(address) {
+            Entry::Occupied(mut known) if known.get().born == object.born => {
+                known.get_mut().look = self.looks;
+                false
+            }
+            Entry::Occupied(mut known) => {
+                let old = known.insert(new);
+                died(dead, self.sites[old.site as usize], &old);
+                true
+            }
+            Entry::Vacant(place) => {
+                place.insert(new);
+                true
+            }
+        }
+    }
+
+    fn site_index(&mut self, site: SiteKey) -> u32 {
+        *self.site_indices.entry(site).or_insert_with(|| {
+            self.sites.push(site);
+            self.sites.len() as u32 - 1
+        })
+    }
+}
+
+fn died(dead: &mut Dead, site: SiteKey, object: &Known) {
+    let cohorts = dead.entry(site).or_default();
+    let (objects, bytes) = cohorts.entry(object.cohort).or_default();
+    *objects += 1;
+    *bytes += object.size;
 }
 
 /// Where an interval's frees belong. `gap` is what was open after the last look; gives what is open
@@ -213,6 +245,8 @@ fn difference(now: &SiteCounters, before: &SiteCounters) -> SiteCounters {
 
 #[cfg(test)]
 mod tests {
+    use std::convert::Infallible;
+
     use leaktrace_common::StackId;
 
     use super::*;
@@ -254,49 +288,104 @@ mod tests {
             .unwrap_or_default()
     }
 
+    /// A look at a set that can be read.
+    fn look(
+        objects: &mut Objects,
+        cohort: u32,
+        now: Ktime,
+        totals: HashMap<SiteKey, SiteCounters>,
+        live: impl IntoIterator<Item = (u64, LiveObject)>,
+    ) -> BTreeMap<SiteKey, Turnover> {
+        let each_live = |visit: &mut dyn FnMut(u64, LiveObject)| {
+            live.into_iter()
+                .for_each(|(address, object)| visit(address, object));
+            Ok::<_, Infallible>(())
+        };
+        let Ok(turnovers) = objects.look(cohort, now, totals, each_live);
+        turnovers
+    }
+
     #[test]
     fn deaths_belong_to_the_cohort_of_birth() {
         let mut objects = Objects::default();
         // Interval 1: three born, one of them dead at once, and one older object dies.
-        let first = objects.look(1, NOW, totals(3, 2), [(1, object(10)), (2, object(11))]);
+        let first = look(
+            &mut objects,
+            1,
+            NOW,
+            totals(3, 2),
+            [(1, object(10)), (2, object(11))],
+        );
         assert_eq!(freed(&first), [(0, 1, 64), (1, 1, 64)]);
         // Interval 2: object 1 dies, its address is used again; object 2 lives on.
-        let second = objects.look(2, NOW, totals(4, 3), [(1, object(20)), (2, object(11))]);
+        let second = look(
+            &mut objects,
+            2,
+            NOW,
+            totals(4, 3),
+            [(1, object(20)), (2, object(11))],
+        );
         assert_eq!(freed(&second), [(1, 1, 64)]);
         // Interval 3: nothing happens; interval 4: all die.
-        let third = objects.look(3, NOW, totals(4, 3), [(1, object(20)), (2, object(11))]);
+        let third = look(
+            &mut objects,
+            3,
+            NOW,
+            totals(4, 3),
+            [(1, object(20)), (2, object(11))],
+        );
         assert!(third.is_empty());
-        let fourth = objects.look(4, NOW, totals(4, 5), []);
+        let fourth = look(&mut objects, 4, NOW, totals(4, 5), []);
         assert_eq!(freed(&fourth), [(1, 1, 64), (2, 1, 64)]);
     }
+
     /// Deaths between the reading of the totals and that of the set.
     #[test]
     fn a_death_between_two_readings_is_counted_once_and_where_it_belongs() {
         let mut objects = Objects::default();
-        objects.look(1, NOW, totals(2, 0), [(1, object(10)), (2, object(11))]);
+        look(
+            &mut objects,
+            1,
+            NOW,
+            totals(2, 0),
+            [(1, object(10)), (2, object(11))],
+        );
         // One known object and one of two just born die before the set is read.
-        let second = objects.look(2, NOW, totals(4, 0), [(2, object(11)), (4, object(21))]);
+        let second = look(
+            &mut objects,
+            2,
+            NOW,
+            totals(4, 0),
+            [(2, object(11)), (4, object(21))],
+        );
         assert_eq!(freed(&second), [(1, 1, 64)]);
         // Their frees come with the next look, beside those of another and of an older object.
-        let third = objects.look(3, NOW, totals(4, 4), [(2, object(11))]);
+        let third = look(&mut objects, 3, NOW, totals(4, 4), [(2, object(11))]);
         assert_eq!(freed(&third), [(0, 1, 64), (2, 2, 128)]);
-        let fourth = objects.look(4, NOW, totals(4, 5), []);
+        let fourth = look(&mut objects, 4, NOW, totals(4, 5), []);
         assert_eq!(freed(&fourth), [(1, 1, 64)]);
     }
 
     #[test]
     fn a_birth_between_two_readings_waits_for_the_next_look() {
         let mut objects = Objects::default();
-        let first = objects.look(1, NOW, totals(1, 0), [(1, object(10)), (2, object(1001))]);
+        let first = look(
+            &mut objects,
+            1,
+            NOW,
+            totals(1, 0),
+            [(1, object(10)), (2, object(1001))],
+        );
         assert!(freed(&first).is_empty());
-        let second = objects.look(
+        let second = look(
+            &mut objects,
             2,
             Ktime(2000),
             totals(2, 0),
             [(1, object(10)), (2, object(1001))],
         );
         assert!(freed(&second).is_empty());
-        let third = objects.look(3, Ktime(3000), totals(2, 2), []);
+        let third = look(&mut objects, 3, Ktime(3000), totals(2, 2), []);
         assert_eq!(freed(&third), [(1, 1, 64), (2, 1, 64)]);
     }
 
@@ -304,11 +393,11 @@ mod tests {
     #[test]
     fn births_without_room_are_not_deaths() {
         let mut objects = Objects::default();
-        let first = objects.look(1, NOW, totals(5, 0), [(1, object(10))]);
+        let first = look(&mut objects, 1, NOW, totals(5, 0), [(1, object(10))]);
         assert!(freed(&first).is_empty());
-        let second = objects.look(2, NOW, totals(5, 0), [(1, object(10))]);
+        let second = look(&mut objects, 2, NOW, totals(5, 0), [(1, object(10))]);
         assert!(second.is_empty());
-        let third = objects.look(3, NOW, totals(5, 4), [(1, object(10))]);
+        let third = look(&mut objects, 3, NOW, totals(5, 4), [(1, object(10))]);
         assert_eq!(freed(&third), [(0, 4, 256)]);
     }
 
@@ -362,7 +451,7 @@ mod tests {
             garbage.run(if cohort < 499 { 20 } else { 0 });
             let set = garbage.alive.iter();
             let set = set.map(|(address, born)| (*address, object(*born)));
-            for turnover in objects.look(cohort, now, counted, set).into_values() {
+            for turnover in look(&mut objects, cohort, now, counted, set).into_values() {
                 *left.entry(cohort).or_default() += turnover.counters.allocs as i64;
                 for freed in turnover.freed {
                     *left.entry(freed.cohort).or_default() -= freed.objects as i64;

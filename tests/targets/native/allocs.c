@@ -3,7 +3,7 @@
 //
 //   allocs [--threads N] [--seccomp] [--load LIBRARY]
 //
-// Lines on stdin: "run N" lets each thread do N rounds, "load" opens LIBRARY as a plug-in would be,
+// Lines on stdin: "run N" lets each thread do N rounds, "turn N" the same but nothing is kept, "load" opens LIBRARY as a plug-in would be,
 // "fork" makes a child that allocates and ends, "leave" leaves an allocator by longjmp and by the end of
 // a thread. Each is answered, when it is done, by a line of JSON. At first nothing is allocated.
 
@@ -163,6 +163,8 @@ static int has_pvalloc;
 // Blocks on their way to the thread that frees them.
 static _Atomic(struct block *) mailbox;
 
+static int keeps;
+
 static void round_of(uint64_t round, struct block *ring)
 {
 	size_t size = 16 + round * 7 % 1000;
@@ -187,7 +189,7 @@ static void round_of(uint64_t round, struct block *ring)
 	case 14: if (mi_malloc_) new = by_mi_malloc(size); break;
 	case 15: if (mi_realloc_) new = by_mi_realloc(by_mi_malloc(size), 5 * size); break;
 	}
-	if (round % 100 == 50)
+	if (keeps && round % 100 == 50)
 		kept(48); // never freed
 	struct block *place = &ring[round % RING];
 	if (round % 5 == 3 && place->at) {
@@ -403,8 +405,9 @@ int main(int argc, char **argv)
 		}
 		line[at] = 0;
 		at = 0;
-		if (!strncmp(line, "run ", 4)) {
-			run(threads, strtoull(line + 4, NULL, 10));
+		if (!strncmp(line, "run ", 4) || !strncmp(line, "turn ", 5)) {
+			keeps = line[0] == 'r';
+			run(threads, strtoull(strchr(line, ' '), NULL, 10));
 		} else if (!strcmp(line, "load")) {
 			if (!dlopen(library, RTLD_NOW | RTLD_GLOBAL))
 				abort();
