@@ -115,6 +115,7 @@ impl Service {
             let line = self.line();
             self.learn(&line);
         }
+        watchdog::note();
     }
 
     /// A text in its newest truth; empty when it is not there.

@@ -8,16 +8,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// No test keeps one service this long.
+/// No test waits this long for a service.
 const LIMIT: Duration = Duration::from_secs(15 * 60);
 
-/// When a service was last started or ended, and by which test.
+/// When a service was last started or ended, or has answered, and which test that was.
 static LAST: LazyLock<Mutex<(Instant, String)>> = LazyLock::new(|| {
     thread::spawn(watch);
     Mutex::new((Instant::now(), String::new()))
 });
 
-/// A service starts or ends: whoever does that does not hang.
+/// A service starts or ends, or answers: whoever sees that does not hang.
 pub(crate) fn note() {
     let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
     let test = thread::current().name().unwrap_or("?").to_owned();
@@ -30,7 +30,7 @@ fn watch() {
         let (since, test) = LAST.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if since.elapsed() > LIMIT {
             eprintln!(
-                "test {test} hangs: for {LIMIT:?} it has neither started nor ended a service"
+                "test {test} hangs: for {LIMIT:?} no service of its was started, ended, or has answered"
             );
             abort();
         }

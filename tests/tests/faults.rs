@@ -286,6 +286,24 @@ fn the_disk_fails() {
     assert_nothing_left();
 }
 
+/// A write fails as on broken hardware: `strace` answers the thirtieth and each after it in the kernel's place.
+#[test]
+fn the_disk_is_broken() {
+    let mut hoard = Hoard::start();
+    let folder = TempDir::new().unwrap();
+    let file = folder.path().join("capture");
+    let mut broken = Command::new("strace");
+    broken
+        .args(["--follow-forks", "--quiet=all", "--output=/dev/null", "-P"])
+        .arg(&file)
+        .args(["-e", "inject=write:error=EIO:when=30+"])
+        .arg(leaktrace_binary());
+    let run = Leaktrace::record_by(broken, &file, hoard.pid(), ["--interval", "20ms"]);
+    hoard.go();
+    fails_and_leaves_a_capture(run, &file, "Input/output error");
+    hoard.wait_for(10);
+}
+
 /// The target ends after leaktrace has found it and before it has attached, and another process gets its PID.
 #[test]
 fn the_pid_is_reused() {

@@ -182,6 +182,7 @@ fn install_packages(scope: Scope) -> Result<()> {
         let has_bpftool = find("bpftool").is_some() || Path::new("/usr/sbin/bpftool").is_file();
         for (program, package, why) in [
             ("dwz", "dwz", "it moves debug information to a common file"),
+            ("strace", "strace", "the tests let writes fail with it"),
             ("mandoc", "mandoc", "it checks the manual pages"),
             ("man", "man-db", "it shows the manual pages"),
             ("zsh", "zsh", "it reads its completion"),

@@ -70,6 +70,9 @@ fn test_programs() -> Result<Vec<(&'static str, PathBuf)>> {
         .current_dir(workspace::root())
         .args(["test", "--package", "leaktrace-tests", "--no-run"])
         .args(["--message-format=json-render-diagnostics"]);
+    for program in &names {
+        cargo.args(["--test", program.name]);
+    }
     let told = run::output(&mut cargo)?;
     let messages: Vec<Value> = told.lines().flat_map(serde_json::from_str).collect();
     let find = |name: &'static str| {

@@ -57,6 +57,10 @@ const ENDINGS: Program = Program {
     name: "endings",
     tests: &["killed"],
 };
+const MACHINE: Program = Program {
+    name: "machine",
+    tests: &["the_clock_is_set_back", "the_machine_is_suspended"],
+};
 const REFUSALS: Program = Program {
     name: "refusals",
     tests: &[
@@ -69,7 +73,8 @@ const REFUSALS: Program = Program {
 };
 
 /// Kernels that leaktrace runs on: all calls of `mmap` and `brk` to the byte, all blocks of a C library with threads
-/// and under seccomp, each object that a Go program keeps, and that nothing is left behind, `kill -9` included.
+/// and under seccomp, each object that a Go program keeps, and that nothing is left behind, `kill -9` included; and what
+/// is done to no other machine.
 pub(super) const ALL: List = List {
     name: "all",
     programs: &[
@@ -79,6 +84,7 @@ pub(super) const ALL: List = List {
         GO_PROFILE,
         ENDINGS,
         REFUSALS,
+        MACHINE,
     ],
 };
 
@@ -95,4 +101,4 @@ pub(super) const OLD: List = List {
 pub(super) const LISTS: [List; 2] = [ALL, OLD];
 
 /// Sample programs that the tests start.
-pub(super) const TARGETS: [&str; 4] = ["vm", "allocs", "reload-1.27.3", "objects-1.27.3"];
+pub(super) const TARGETS: [&str; 5] = ["vm", "allocs", "hoard", "reload-1.27.3", "objects-1.27.3"];

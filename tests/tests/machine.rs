@@ -1,0 +1,73 @@
+//! What happens to the whole machine, which is a guest's: `cargo xtask vm` runs these, `cargo test` by itself does not.
+
+use std::{fs, process::Command, thread::sleep, time::Duration};
+
+use leaktrace_tests::{Hoard, Leaktrace, assert_nothing_left};
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+/// What a recording says in which `event` happens, with `hoard` at work before and after: all its blocks.
+fn record(event: impl FnOnce()) -> Value {
+    let mut hoard = Hoard::start();
+    let run = Leaktrace::record(hoard.pid(), ["--interval", "500ms"]);
+    hoard.go();
+    hoard.wait_for(200);
+    event();
+    hoard.wait_for(200);
+    hoard.signal(Signal::SIGSTOP);
+    sleep(Duration::from_secs(1));
+    run.signal(Signal::SIGINT);
+    let finished = run.wait();
+    assert_eq!(finished.code, Some(0), "{}", finished.stderr);
+    let report = finished.report();
+    hoard.assert_all_seen(&report);
+    assert_eq!(report["losses"].get("ring_buffer_full"), None);
+    assert_nothing_left();
+    report
+}
+
+/// Sets the wall clock, in seconds since 1970.
+fn set_clock(seconds: i64) {
+    let date = Command::new("date")
+        .args(["-s", &format!("@{seconds}")])
+        .output()
+        .unwrap();
+    assert!(date.status.success(), "{date:?}");
+}
+
+fn clock() -> i64 {
+    let now = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap();
+    now.as_secs() as i64
+}
+
+/// The time of a recording does not run backwards, nor stand still.
+#[test]
+fn the_clock_is_set_back() {
+    let before = clock();
+    let report = record(|| set_clock(before - 3600));
+    assert!(clock() < before - 3000);
+    set_clock(clock() + 3600);
+    let window = &report["window"];
+    let duration = window["duration_s"].as_f64().unwrap();
+    assert!((1.0..300.0).contains(&duration), "{window}");
+    let started = window["start_unix_ns"].as_i64().unwrap() / 1_000_000_000;
+    assert!((before - 60..=before + 60).contains(&started), "{window}");
+    assert_eq!(
+        report["limits"].as_array().map(Vec::len),
+        Some(0),
+        "{report:#}"
+    );
+}
+
+/// The machine sleeps to memory and is woken by its clock: the recording goes on, and says for how long it slept.
+#[test]
+fn the_machine_is_suspended() {
+    let alarm = "/sys/class/rtc/rtc0/wakealarm";
+    let report = record(|| {
+        fs::write(alarm, "0").unwrap();
+        fs::write(alarm, "+4").unwrap();
+        fs::write("/sys/power/state", "mem").unwrap();
+    });
+    let limits = report["limits"].to_string();
+    assert!(limits.contains("the machine was suspended for"), "{limits}");
+}
