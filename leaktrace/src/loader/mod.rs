@@ -19,7 +19,9 @@ mod uretprobe;
 use std::{
     fs,
     num::NonZeroU32,
+    os::fd::OwnedFd,
     path::PathBuf,
+    sync::Arc,
     thread::{self, JoinHandle},
 };
 
@@ -39,7 +41,6 @@ use crate::{
     target::Target,
 };
 
-use self::copies::Copies;
 pub use self::{
     batch::for_each_entry,
     code::check_code,
@@ -51,6 +52,10 @@ pub use self::{
     tracefs::ensure_tracefs,
     unwind::UnwindMaps,
     uretprobe::uretprobes_bear_seccomp,
+};
+use self::{
+    copies::Copies,
+    probe_set::{Link, Programs},
 };
 
 /// The kernel side, built by `build.rs`.
@@ -164,8 +169,10 @@ pub struct Loaded {
     attached: Vec<(&'static str, Attached)>,
     /// Programs and maps.
     pub(crate) ebpf: Ebpf,
-    /// Before any map was taken out.
-    set: Option<ProbeSet>,
+    /// For probes that are attached together; none where the kernel cannot do that.
+    programs: Option<Programs>,
+    /// Those of probes that are attached now and then.
+    in_windows: Vec<(&'static str, Arc<OwnedFd>)>,
     /// How often the program of a system call is attached.
     system_call_copies: u32,
 }
@@ -262,11 +269,12 @@ impl Loaded {
             )
             .load(OBJECT)
             .map_err(|source| LoadError::other("load the BPF object", source))?;
-        let set = plan.malloc.then(|| ProbeSet::new(&ebpf)).transpose()?;
+        let programs = Programs::find(&ebpf)?;
         Ok(Self {
             attached: Vec::new(),
             ebpf,
-            set,
+            programs,
+            in_windows: Vec::new(),
             system_call_copies,
         })
     }
@@ -280,10 +288,15 @@ impl Loaded {
         KernelLog::take(&mut self.ebpf)
     }
 
-    /// A set of probes that come and go together, still empty; there is one if the plan has probes for native
-    /// allocators.
-    pub fn probe_set(&mut self) -> Option<ProbeSet> {
-        self.set.take()
+    /// The programs of probes that are attached together.
+    ///
+    /// # Errors
+    ///
+    /// The kernel cannot do that.
+    fn programs(&mut self) -> Result<&mut Programs, LoadError> {
+        self.programs.as_mut().ok_or_else(|| {
+            LoadError::other("attach probes together", "the kernel has no links for that")
+        })
     }
 
     /// Attaches the plan's tracepoints, in their order.
@@ -315,28 +328,44 @@ impl Loaded {
         Ok(())
     }
 
-    /// Attaches those of these probes that stay, in their order, and loads the programs of the others.
+    /// Attaches those of these probes that stay, in their order, as far as they are not of one program.
     ///
     /// # Errors
     ///
     /// The first probe that could not be attached.
     pub fn attach_uprobes(&mut self, probes: &[Uprobe], target: &Target) -> Result<(), LoadError> {
-        for probe in probes {
-            let program: &mut UProbe = self.program(probe.program)?;
-            match program.load() {
-                // It serves several probes.
-                Ok(()) | Err(ProgramError::AlreadyLoaded) => {}
-                Err(error) => return Err(program_error(probe.function, error)),
-            }
-            if !probe.in_windows {
-                let attached = Attached::Uprobe {
-                    address: probe.address,
-                    _link: self.attach_uprobe(probe, target)?,
-                };
-                self.attached.push((probe.program, attached));
+        let (later, now): (Vec<_>, Vec<_>) =
+            probes.iter().cloned().partition(|probe| probe.in_windows);
+        for probe in later {
+            match &mut self.programs {
+                Some(programs) => {
+                    let program = programs.load(probe.program)?;
+                    self.in_windows.push((probe.program, program));
+                }
+                None => self.load_alone(&probe).map(drop)?,
             }
         }
+        let attached = self.attach_now(&now, target)?;
+        self.attached.extend(attached);
         Ok(())
+    }
+
+    fn attach_now(
+        &mut self,
+        probes: &[Uprobe],
+        target: &Target,
+    ) -> Result<Vec<(&'static str, Attached)>, LoadError> {
+        if self.programs.is_none() {
+            let one_by_one = probes.iter();
+            let attached = one_by_one.map(|probe| self.attach_uprobe(probe, target));
+            return attached.collect();
+        }
+        let mut set = ProbeSet::default();
+        set.add(probes, self, target)?;
+        let links = set.open_now(target)?.into_links().into_iter();
+        Ok(links
+            .map(|link| (link.program, Attached::Together(link)))
+            .collect())
     }
 
     /// Detaches the probes of these programs, on a thread of its own: the kernel takes up to a tenth of a
@@ -356,10 +385,15 @@ impl Loaded {
     ///
     /// It cannot be attached.
     pub fn open_window(&mut self, probe: &Uprobe, target: &Target) -> Result<Window, LoadError> {
-        self.attach_uprobe(probe, target).map(Window)
+        self.attach_now(std::slice::from_ref(probe), target)
+            .map(Window)
     }
 
-    fn attach_uprobe(&mut self, probe: &Uprobe, target: &Target) -> Result<UProbeLink, LoadError> {
+    fn attach_uprobe(
+        &mut self,
+        probe: &Uprobe,
+        target: &Target,
+    ) -> Result<(&'static str, Attached), LoadError> {
         check_code(probe, target, |address| self.stands_at(address))?;
         self.set_calls(probe)?;
         let pid = target.pid;
@@ -369,7 +403,7 @@ impl Loaded {
             .as_ref()
             .map_or(&executable, |file| &file.open_path);
         let scope = NonZeroU32::new(pid as u32).ok_or(LoadError::Gone { pid })?;
-        let program: &mut UProbe = self.program(probe.program)?;
+        let program = self.load_alone(probe)?;
         let link = program
             .attach(probe.file_offset, file, UProbeScope::OneProcess(scope))
             .and_then(|link| program.take_link(link))
@@ -378,13 +412,29 @@ impl Loaded {
                 _ => LoadError::Gone { pid },
             })?;
         code::check_reached(probe, target)?;
-        Ok(link)
+        let attached = Attached::Alone {
+            address: probe.address,
+            _link: link,
+        };
+        Ok((probe.program, attached))
+    }
+
+    /// The program of a probe, for a perf event of its own.
+    fn load_alone(&mut self, probe: &Uprobe) -> Result<&mut UProbe, LoadError> {
+        let program: &mut UProbe = self.program(probe.program)?;
+        match program.load() {
+            // It serves several probes.
+            Ok(()) | Err(ProgramError::AlreadyLoaded) => Ok(program),
+            Err(error) => Err(program_error(probe.function, error)),
+        }
     }
 
     /// Whether one of its probes that stay is at this address.
     fn stands_at(&self, place: u64) -> bool {
-        self.attached.iter().any(|(_, attached)| {
-            matches!(attached, Attached::Uprobe { address, .. } if *address == place)
+        self.attached.iter().any(|(_, attached)| match attached {
+            Attached::Tracepoints(_) => false,
+            Attached::Together(link) => link.addresses.contains(&place),
+            Attached::Alone { address, .. } => *address == place,
         })
     }
 
@@ -421,17 +471,18 @@ impl Loaded {
 /// A link, which lasts as long as it is held.
 enum Attached {
     Tracepoints(Copies),
-    Uprobe { address: u64, _link: UProbeLink },
+    Together(Link),
+    Alone { address: u64, _link: UProbeLink },
 }
 
 /// A probe that is attached for a while.
-pub struct Window(UProbeLink);
+pub struct Window(Vec<(&'static str, Attached)>);
 
 impl Window {
     /// Detaches the probe on a thread of its own: the kernel takes a tenth of a second for it.
     pub fn close(self) -> JoinHandle<()> {
-        let Self(link) = self;
-        thread::spawn(move || drop(link))
+        let Self(attached) = self;
+        thread::spawn(move || drop(attached))
     }
 }
 

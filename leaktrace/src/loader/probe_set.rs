@@ -1,8 +1,8 @@
-//! Many probes attached at once and taken away at once, again and again.
+//! Many probes attached at once and taken away at once.
 //!
 //! A probe of its own perf event takes the kernel a grace period to open and three to close, one after the
 //! other; the probes of one `uprobe_multi` link (Linux 6.6) are all gone before the first such period is
-//! waited for. aya 0.14 has no such link, so the programs are loaded once more, for that kind of link, with
+//! waited for. aya 0.14 has no such link, so the programs are loaded here, for that kind of link, with
 //! the maps that it has made.
 
 use std::{
@@ -14,6 +14,7 @@ use std::{
         unix::ffi::OsStrExt as _,
     },
     path::Path,
+    sync::Arc,
     thread::{self, JoinHandle},
 };
 
@@ -90,37 +91,59 @@ struct LinkAttr {
     padding: u32,
 }
 
-/// Probes that are attached together.
-pub struct ProbeSet {
-    programs: HashMap<&'static str, OwnedFd>,
+/// The programs of the object, for such links.
+pub(super) struct Programs {
+    loaded: HashMap<&'static str, Arc<OwnedFd>>,
     instructions: HashMap<String, Vec<bpf_insn>>,
-    groups: Vec<Group>,
-    probes: Vec<Uprobe>,
     /// Its number is in the instructions.
     _no_private_stack: OwnedFd,
 }
 
-/// Those of one program in one file.
+/// Probes that are attached together.
+#[derive(Default)]
+pub struct ProbeSet {
+    groups: Vec<Group>,
+    probes: Vec<Uprobe>,
+}
+
+/// Those of one program in one file: a link.
 struct Group {
     program: &'static str,
+    loaded: Arc<OwnedFd>,
     path: CString,
     offsets: Vec<u64>,
+    addresses: Vec<u64>,
 }
 
 /// All probes of a set, attached.
-pub struct OpenSet(Vec<OwnedFd>);
+pub struct OpenSet(Vec<Link>);
+
+/// The probes of one program in one file, attached as long as this lives.
+pub(super) struct Link {
+    pub(super) program: &'static str,
+    /// What runs.
+    pub(super) loaded: Arc<OwnedFd>,
+    /// Where the probes stand in the target.
+    pub(super) addresses: Vec<u64>,
+    _fd: OwnedFd,
+}
 
 /// Probes that are being taken away: a thread for each link.
 #[derive(Default)]
 pub struct Closing(Vec<JoinHandle<()>>);
 
-impl ProbeSet {
-    /// A set without probes, whose programs will use the maps of `ebpf`.
+impl Programs {
+    /// None is loaded yet; they will use the maps of `ebpf`, of which none may have been taken out. None if the kernel
+    /// has no such links.
     ///
     /// # Errors
     ///
     /// The object cannot be read.
-    pub(super) fn new(ebpf: &Ebpf) -> Result<Self, LoadError> {
+    pub(super) fn find(ebpf: &Ebpf) -> Result<Option<Self>, LoadError> {
+        are_links_known().then(|| Self::new(ebpf)).transpose()
+    }
+
+    fn new(ebpf: &Ebpf) -> Result<Self, LoadError> {
         let failed = |error: &dyn std::error::Error| {
             LoadError::other("read the BPF object", error.to_string())
         };
@@ -150,14 +173,34 @@ impl ProbeSet {
             Some((name.clone(), function.instructions.clone()))
         });
         Ok(Self {
-            programs: HashMap::new(),
+            loaded: HashMap::new(),
             instructions: programs.collect(),
-            groups: Vec::new(),
-            probes: Vec::new(),
             _no_private_stack: no_private_stack,
         })
     }
 
+    /// Loads a program, once.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses it.
+    pub(super) fn load(&mut self, program: &'static str) -> Result<Arc<OwnedFd>, LoadError> {
+        if let Some(fd) = self.loaded.get(program) {
+            return Ok(Arc::clone(fd));
+        }
+        let instructions = self
+            .instructions
+            .get(program)
+            .ok_or_else(|| LoadError::other("find a program in the BPF object", program))?;
+        let fd = load(program, instructions)
+            .map_err(|error| LoadError::other(&format!("load `{program}`"), error))?;
+        let fd = Arc::new(fd);
+        self.loaded.insert(program, Arc::clone(&fd));
+        Ok(fd)
+    }
+}
+
+impl ProbeSet {
     /// Adds probes, which are attached from the next time on.
     ///
     /// # Errors
@@ -170,51 +213,28 @@ impl ProbeSet {
         target: &Target,
     ) -> Result<(), LoadError> {
         for probe in probes {
-            check_code(probe, target, |_| false)?;
+            check_code(probe, target, |address| loaded.stands_at(address))?;
             loaded.set_calls(probe)?;
-            self.load(probe.program)?;
+            let fd = loaded.programs()?.load(probe.program)?;
             let path = path_of(probe, target)?;
             let group = self.groups.iter_mut();
             let mut group =
                 group.filter(|group| (group.program, &group.path) == (probe.program, &path));
             match group.next() {
-                Some(group) => group.offsets.push(probe.file_offset),
+                Some(group) => {
+                    group.offsets.push(probe.file_offset);
+                    group.addresses.push(probe.address);
+                }
                 None => self.groups.push(Group {
                     program: probe.program,
+                    loaded: fd,
                     path,
                     offsets: vec![probe.file_offset],
+                    addresses: vec![probe.address],
                 }),
             }
             self.probes.push(probe.clone());
         }
-        Ok(())
-    }
-
-    fn load(&mut self, program: &'static str) -> Result<(), LoadError> {
-        if self.programs.contains_key(program) {
-            return Ok(());
-        }
-        let instructions = self
-            .instructions
-            .get(program)
-            .ok_or_else(|| LoadError::other("find a program in the BPF object", program))?;
-        let mut attr = ProgramAttr {
-            prog_type: BPF_PROG_TYPE_KPROBE,
-            insn_cnt: instructions.len() as u32,
-            insns: instructions.as_ptr() as u64,
-            license: c"Dual MIT/GPL".as_ptr() as u64,
-            expected_attach_type: BPF_TRACE_UPROBE_MULTI,
-            ..ProgramAttr::default()
-        };
-        let name = program.bytes().take(attr.prog_name.len() - 1);
-        for (to, from) in iter::zip(&mut attr.prog_name, name) {
-            *to = from;
-        }
-        // SAFETY: `attr` is the start of `union bpf_attr`; its pointers lead to live instructions and a
-        // C string.
-        let fd = unsafe { bpf(BPF_PROG_LOAD, &attr) }
-            .map_err(|error| LoadError::other(&format!("load `{program}` for windows"), error))?;
-        self.programs.insert(program, fd);
         Ok(())
     }
 
@@ -227,6 +247,11 @@ impl ProbeSet {
         for probe in &self.probes {
             check_code(probe, target, |_| false)?;
         }
+        self.open_now(target)
+    }
+
+    /// The same when they have just been added.
+    pub(super) fn open_now(&self, target: &Target) -> Result<OpenSet, LoadError> {
         let open = self.open_in(target.pid)?;
         for probe in &self.probes {
             check_reached(probe, target)?;
@@ -243,10 +268,7 @@ impl ProbeSet {
     pub fn open_in(&self, pid: i32) -> Result<OpenSet, LoadError> {
         let links = self.groups.iter().map(|group| {
             let attr = LinkAttr {
-                prog_fd: self
-                    .programs
-                    .get(group.program)
-                    .map_or(0, |fd| fd.as_raw_fd() as u32),
+                prog_fd: group.loaded.as_raw_fd() as u32,
                 attach_type: BPF_TRACE_UPROBE_MULTI,
                 path: group.path.as_ptr() as u64,
                 offsets: group.offsets.as_ptr() as u64,
@@ -259,9 +281,16 @@ impl ProbeSet {
                 ..LinkAttr::default()
             };
             // SAFETY: as above; `cnt` offsets are there.
-            unsafe { bpf(BPF_LINK_CREATE, &attr) }.map_err(|error| match error.raw_os_error() {
+            let link = unsafe { bpf(BPF_LINK_CREATE, &attr) };
+            let link = link.map_err(|error| match error.raw_os_error() {
                 Some(libc::ESRCH) => LoadError::Gone { pid },
                 _ => LoadError::other(&format!("attach `{}`", group.program), error),
+            })?;
+            Ok(Link {
+                program: group.program,
+                loaded: Arc::clone(&group.loaded),
+                addresses: group.addresses.clone(),
+                _fd: link,
             })
         });
         links.collect::<Result<_, _>>().map(OpenSet)
@@ -269,6 +298,11 @@ impl ProbeSet {
 }
 
 impl OpenSet {
+    /// Its links, each to be held by itself.
+    pub(super) fn into_links(self) -> Vec<Link> {
+        self.0
+    }
+
     /// Takes them away.
     pub fn close(self) -> Closing {
         let mut closing = Closing::default();
@@ -299,6 +333,57 @@ impl Closing {
             let _ = thread.join();
         }
     }
+}
+
+fn load(name: &str, instructions: &[bpf_insn]) -> io::Result<OwnedFd> {
+    let mut attr = ProgramAttr {
+        prog_type: BPF_PROG_TYPE_KPROBE,
+        insn_cnt: instructions.len() as u32,
+        insns: instructions.as_ptr() as u64,
+        license: c"Dual MIT/GPL".as_ptr() as u64,
+        expected_attach_type: BPF_TRACE_UPROBE_MULTI,
+        ..ProgramAttr::default()
+    };
+    let name = name.bytes().take(attr.prog_name.len() - 1);
+    for (to, from) in iter::zip(&mut attr.prog_name, name) {
+        *to = from;
+    }
+    // SAFETY: `attr` is the start of `union bpf_attr`; its pointers lead to live instructions and a
+    // C string.
+    unsafe { bpf(BPF_PROG_LOAD, &attr) }
+}
+
+/// Whether the kernel knows such links, and has each see one process. Before 46ba0e49b642 (Linux 6.10, 6.9.4, 6.6.33)
+/// they saw one thread of it. Both are told from how it refuses: a folder has no code (`EBADF`), and only where they
+/// are mended does a negative id of a process not make sense (`EINVAL`).
+fn are_links_known() -> bool {
+    /// `BPF_ALU64 | BPF_MOV | BPF_K` of zero to the first register, `BPF_JMP | BPF_EXIT`.
+    const NOTHING: [u8; 2] = [0xb7, 0x95];
+    let nothing = NOTHING.map(|code| bpf_insn {
+        code,
+        _bitfield_align_1: [],
+        _bitfield_1: bpf_insn::new_bitfield_1(0, 0),
+        off: 0,
+        imm: 0,
+    });
+    let Ok(program) = load("nothing", &nothing) else {
+        return false;
+    };
+    let offset = 0u64;
+    let refused = |pid: i32| {
+        let attr = LinkAttr {
+            prog_fd: program.as_raw_fd() as u32,
+            attach_type: BPF_TRACE_UPROBE_MULTI,
+            path: c"/".as_ptr() as u64,
+            offsets: &raw const offset as u64,
+            cnt: 1,
+            pid: pid as u32,
+            ..LinkAttr::default()
+        };
+        // SAFETY: as above; there is one offset.
+        unsafe { bpf(BPF_LINK_CREATE, &attr) }.err()?.raw_os_error()
+    };
+    refused(0) == Some(libc::EBADF) && refused(-1) == Some(libc::EINVAL)
 }
 
 fn path_of(probe: &Uprobe, target: &Target) -> Result<CString, LoadError> {

@@ -2,8 +2,8 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
-    os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
+    fs, io,
+    os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd},
     time::Duration,
 };
 
@@ -42,25 +42,32 @@ impl Loaded {
     pub fn count_runs(&self) -> Result<RunCounter, LoadError> {
         let enabled = enable_stats(Stats::RunTime)
             .map_err(|error| LoadError::other("have the kernel count runs of programs", error))?;
-        let copies = |name: &str| {
-            let mut attached = self.attached.iter();
-            attached.find_map(|(program, attached)| match attached {
-                Attached::Tracepoints(copies) if *program == name => Some(&copies.programs),
-                _ => None,
-            })
-        };
-        let programs = self.ebpf.programs();
-        let programs = programs.filter_map(|(name, program)| {
-            // Those that the plan has no use for are not loaded.
-            let newest = program.fd().ok()?.as_fd();
-            let all = match copies(name) {
-                Some(copies) => copies.iter().map(OwnedFd::try_clone).collect(),
-                None => newest.try_clone_to_owned().map(|fd| vec![fd]),
+        let mut programs = BTreeMap::<&str, Vec<BorrowedFd<'_>>>::new();
+        for (name, program) in self.ebpf.programs() {
+            // The others are not loaded so, or not at all.
+            if let Ok(fd) = program.fd() {
+                programs.insert(name, vec![fd.as_fd()]);
+            }
+        }
+        for (name, attached) in &self.attached {
+            let all = match attached {
+                Attached::Tracepoints(copies) => copies.programs.iter().map(AsFd::as_fd).collect(),
+                Attached::Together(link) => vec![link.loaded.as_fd()],
+                Attached::Alone { .. } => continue,
             };
-            Some((name.to_owned(), all.ok()?))
+            programs.insert(name, all);
+        }
+        let in_windows = self.in_windows.iter();
+        programs.extend(in_windows.map(|(name, program)| (*name, vec![program.as_fd()])));
+        let programs = programs.into_iter().map(|(name, all)| {
+            let all = all.iter().map(BorrowedFd::try_clone_to_owned);
+            Ok((name.to_owned(), all.collect::<io::Result<_>>()?))
         });
+        let programs = programs
+            .collect::<io::Result<_>>()
+            .map_err(|error| LoadError::other("keep a program", error))?;
         Ok(RunCounter {
-            programs: programs.collect(),
+            programs,
             _enabled: enabled,
         })
     }

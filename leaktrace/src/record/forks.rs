@@ -70,16 +70,11 @@ impl Forks {
         kernel: &mut Kernel,
         target: &Target,
     ) -> Result<Self, LoadError> {
-        let Some(mut set) = loaded.probe_set() else {
-            return Err(LoadError::other(
-                "follow forks",
-                "there are no probes for it",
-            ));
-        };
+        let mut set = ProbeSet::default();
         // Whether the kernel can do that shows only when it does.
         set.add(probes, loaded, target)
             .and_then(|()| set.open(target))
-            .map_err(|error| error.without_probe_sets("--follow-forks needs Linux 6.6"))?
+            .map_err(|error| error.without_probe_sets("--follow-forks needs Linux 6.10"))?
             .close()
             .wait();
         allow_more_files(processes);

@@ -80,7 +80,8 @@ pub(super) fn begin(
     kernel: &mut Kernel,
 ) -> Result<Begun, LoadError> {
     let mut counted = None;
-    if let (Some(budget), Some(mut set)) = (budget(options), loaded.probe_set()) {
+    if let Some(budget) = budget(options) {
+        let mut set = ProbeSet::default();
         let look = set
             .add(probes, loaded, target)
             .and_then(|()| look(&set, target, budget, kernel));
@@ -99,7 +100,7 @@ pub(super) fn begin(
             }
             Ok(look) => counted = Some(look),
             Err(error) if options.max_overhead.is_some() => {
-                let remedy = "--max-overhead needs Linux 6.6; use --sample instead";
+                let remedy = "--max-overhead needs Linux 6.10; use --sample instead";
                 return Err(error.without_probe_sets(remedy));
             }
             Err(LoadError::Other { .. }) => {}
