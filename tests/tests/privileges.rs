@@ -11,7 +11,8 @@ use std::{
 
 use leaktrace::loss::{GOROUTINES_UNSTABLE, is_expected};
 use leaktrace_tests::{
-    Leaktrace, Service, assert_nothing_left, blocks_of, leaktrace_binary, live_bytes, told,
+    Leaktrace, Service, Terminal, assert_nothing_left, blocks_of, leaktrace_binary, live_bytes,
+    told,
 };
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -23,6 +24,7 @@ const NOBODY: u32 = 65534;
 const NEEDED: [&str; 3] = ["sys_admin", "sys_ptrace", "dac_read_search"];
 
 /// Numbers of capabilities (uapi/linux/capability.h).
+const DAC_OVERRIDE: u64 = 1 << 1;
 const DAC_READ_SEARCH: u64 = 1 << 2;
 const SYS_PTRACE: u64 = 1 << 19;
 const SYS_ADMIN: u64 = 1 << 21;
@@ -172,6 +174,23 @@ fn root_gives_up_what_is_not_needed() {
     service.line();
     let recording = Leaktrace::record(service.pid(), [""; 0]);
     end_by_names(recording, during | SYS_ADMIN, DAC_READ_SEARCH);
+    assert_nothing_left();
+}
+
+/// In `top` names are looked up while probes are there: by a thread that has what that takes and nothing else.
+#[test]
+fn the_threads_of_top_have_what_each_needs() {
+    let mut service = Service::start("reload-1.27.3", [""; 0]);
+    service.wait_for("leaked_bytes", 1.0);
+    let pid = service.pid().to_string();
+    let mut top = Terminal::start((32, 120), ["top", "-p", &pid, "--interval", "500ms"]);
+    top.wait_for("sites", |text| text.contains("reload.go:"));
+    let records = BPF | CHECKPOINT_RESTORE | SYS_PTRACE | DAC_READ_SEARCH;
+    let names = DAC_READ_SEARCH | DAC_OVERRIDE;
+    let expected = [0, names, records].into_iter().flat_map(only).collect();
+    assert_eq!(sets(top.pid()), Some(expected));
+    top.press("q");
+    assert!(top.ended().success());
     assert_nothing_left();
 }
 

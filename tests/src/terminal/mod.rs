@@ -145,14 +145,18 @@ impl Terminal {
             .expect("the terminal has a size");
     }
 
+    /// `leaktrace`'s process id.
+    pub fn pid(&self) -> i32 {
+        self.child.0.id() as i32
+    }
+
     /// Sends `leaktrace` a signal.
     ///
     /// # Panics
     ///
     /// It is gone.
     pub fn signal(&self, signal: Signal) {
-        let pid = Pid::from_raw(self.child.0.id() as i32);
-        nix::sys::signal::kill(pid, signal).expect("leaktrace runs");
+        nix::sys::signal::kill(Pid::from_raw(self.pid()), signal).expect("leaktrace runs");
     }
 
     /// Waits until `leaktrace` has ended, and holds that the terminal is as it was.
