@@ -11,10 +11,7 @@ mod tests;
 
 use std::{collections::HashSet, io::Write as _, os::fd::AsRawFd as _, path::PathBuf};
 
-use procfs::{
-    FromRead as _,
-    process::{MemoryMaps, Status},
-};
+use procfs::{FromRead as _, process::Status};
 
 use crate::{
     capture::{Capture, FORMAT_VERSION, Limits, MAGIC},
@@ -239,13 +236,7 @@ pub fn proc_file(bytes: &[u8]) {
     ceiling::within(64 * MIB, || {
         let _ = smaps::parse(bytes, || Ok(()));
         let text = String::from_utf8_lossy(bytes);
-        // Lines of `smaps` begin so. That is read by our own parser; in `maps` the kernel writes none, and a
-        // path cannot bring one in: its line feeds are escaped.
-        let maps: String = text
-            .split_inclusive('\n')
-            .filter(|line| !line.starts_with(|c: char| c.is_ascii_uppercase()))
-            .collect();
-        let _ = MemoryMaps::from_read(maps.as_bytes());
+        let _ = crate::target::Mapping::parse_all(bytes);
         let _ = Status::from_read(text.as_bytes());
     });
 }

@@ -40,7 +40,11 @@ fn subtitle(report: &Report, value: Value) -> String {
         Value::InuseObjects | Value::InuseSpace => "not known to be dead at the end",
         Value::Growth => "live at the end; red: grew since the attach, blue: shrank",
     };
-    let losses = match report.losses.values().sum() {
+    let losses = match report
+        .losses
+        .values()
+        .fold(0, |sum: u64, lost| sum.saturating_add(*lost))
+    {
         0 => "nothing lost".to_owned(),
         lost => format!("{} lost: see the report", human::count(lost, "record")),
     };

@@ -91,7 +91,9 @@ fn file(report: &Report, value: Value) -> File {
                 _ => "none",
             },
             start_value: 0,
-            end_value: weights.iter().sum(),
+            end_value: weights
+                .iter()
+                .fold(0, |sum, weight| sum.saturating_add(*weight)),
             samples,
             weights,
         }

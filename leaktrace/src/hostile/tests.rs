@@ -59,6 +59,31 @@ fn a_forged_capture_is_a_capture() {
     assert!(whole == again);
 }
 
+/// What fuzzing begins with, and what it has found.
+#[test]
+fn the_corpora() {
+    let corpora = concat!(env!("CARGO_MANIFEST_DIR"), "/../fuzz/corpus");
+    let each = |target: &str, act: &dyn Fn(&[u8])| {
+        let entries = fs::read_dir(format!("{corpora}/{target}")).unwrap();
+        let inputs: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
+        assert!(!inputs.is_empty(), "{target}");
+        for input in inputs {
+            act(&fs::read(input).unwrap());
+        }
+    };
+    each("capture", &capture);
+    each("messages", &messages);
+    each("image", &image);
+    each("symbols", &symbols);
+    each("debug_info", &debug_info);
+    each("name", &name);
+    each("proc_file", &proc_file);
+    if let Some(program) = program() {
+        each("go_program", &|bytes| patched(&program.image(), bytes));
+        each("memory", &|bytes| memory(program, bytes));
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 

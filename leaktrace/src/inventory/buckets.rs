@@ -163,7 +163,7 @@ impl Buckets {
             return Err(nonsense(address, "not a bucket of the heap profile"));
         }
         let (object_size, next) = (word(header, layout.size), word(header, layout.allnext));
-        let stack = window.at(address + layout.header_size, depth * 8)?;
+        let stack = window.at(address.wrapping_add(layout.header_size), depth * 8)?;
         let bucket = Bucket {
             address,
             object_size,
@@ -196,8 +196,9 @@ impl Window {
 
     /// The `len` bytes at `address`.
     fn at(&mut self, address: u64, len: u64) -> Result<&[u8], MemoryError> {
-        let is_in = address >= self.start && address - self.start + len <= self.bytes.len() as u64;
-        if !is_in {
+        let read = self.bytes.len() as u64;
+        let is_read = |from| read.checked_sub(from).is_some_and(|left| len <= left);
+        if !address.checked_sub(self.start).is_some_and(is_read) {
             self.read(address, len)?;
         }
         let from = (address - self.start) as usize;
@@ -206,10 +207,11 @@ impl Window {
 
     /// Reads around an address or, at the edge of what is mapped, there only.
     fn read(&mut self, address: u64, len: u64) -> Result<(), MemoryError> {
+        let size = Self::BYTES.max(len);
         self.start = address
-            .saturating_add(Self::ABOVE)
-            .saturating_sub(Self::BYTES);
-        self.bytes.resize(Self::BYTES as usize, 0);
+            .saturating_add(Self::ABOVE.max(len))
+            .saturating_sub(size);
+        self.bytes.resize(size as usize, 0);
         if self.memory.read(self.start, &mut self.bytes).is_err() {
             self.start = address;
             self.bytes.resize(len as usize, 0);

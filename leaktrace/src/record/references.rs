@@ -4,7 +4,6 @@
 use std::collections::HashMap;
 
 use anyhow::{Result, bail};
-use procfs::process::MMapPath;
 
 use super::{Recorder, Session, limit, retention};
 use crate::{
@@ -16,7 +15,7 @@ use crate::{
         why::{Amount, Holder, Pass, RootKind, SCHEMA, Why, WhySite, WhyTarget},
     },
     stop_signals::{StopSignals, watched},
-    target::{AddressMap, AreaKind, Target, open_image},
+    target::{AddressMap, AreaKind, Backing, Target, open_image},
     why::Watch,
 };
 
@@ -220,10 +219,9 @@ impl Names {
     /// The file whose data an address is in, and where in it.
     fn place(&mut self, at: u64) -> Option<(String, Place)> {
         let (mapping, start) = self.map.data_of(at)?;
-        let MMapPath::Path(path) = &mapping.pathname else {
+        let Backing::File(path) = mapping.backing() else {
             return None;
         };
-        let path = path.to_string_lossy().into_owned();
         let file = self.files.entry(path.clone()).or_insert_with(|| {
             let module = self.map.open_module(mapping);
             let image = open_image(&module.open_path()?).ok()?;

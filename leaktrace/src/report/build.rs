@@ -134,7 +134,10 @@ where
     let table = SymbolTable::new(capture, symbols);
     let losses = losses(capture);
     let stacks = Stacks::new(capture, table);
-    let lost = |causes: &[&str]| causes.iter().filter_map(|&cause| losses.get(cause)).sum();
+    let lost = |causes: &[&str]| {
+        let counts = causes.iter().filter_map(|&cause| losses.get(cause));
+        counts.fold(0, |sum: u64, count| sum.saturating_add(*count))
+    };
     let (lost_mappings, lost_blocks) = (lost(&loss::OF_MAPPINGS), lost(&loss::OF_BLOCKS));
 
     let groups = heap.groups(|part| stacks.key(part.site));
@@ -165,8 +168,12 @@ where
         let of_allocators = sites.iter().filter(|(site, _)| site.mapped_by_allocator);
         let blocks = sites.iter().filter(|(site, _)| site.kind == Kind::Malloc);
         AllocatorReport::new(
-            of_allocators.map(|(site, _)| site.growth_bytes).sum(),
-            blocks.map(|(site, _)| site.live_bytes).sum(),
+            of_allocators
+                .map(|(site, _)| site.growth_bytes)
+                .fold(0, i64::saturating_add),
+            blocks
+                .map(|(site, _)| site.live_bytes)
+                .fold(0, u64::saturating_add),
         )
     });
     let mut summary = Summary::default();

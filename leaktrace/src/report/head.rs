@@ -189,7 +189,7 @@ pub(super) fn malloc(capture: &Capture, heap: &LiveHeap) -> Option<MallocReport>
         sample_bytes: sampling.sample_bytes,
         allocs_per_s: Some(sampling.allocs_per_s.round()).filter(|&rate| rate > 0.0),
         max_overhead_percent: Some(sampling.max_overhead_percent).filter(|&most| most > 0.0),
-        windows: in_windows.then(|| [windows, discarded.sum()]),
+        windows: in_windows.then(|| [windows, discarded.fold(0, u64::saturating_add)]),
         open_share: in_windows.then_some(open_share),
     })
 }

@@ -6,10 +6,15 @@
 
 use std::fmt::{self, Write as _};
 
-use cpp_demangle::{BorrowedSymbol, DemangleOptions};
+use cpp_demangle::{BorrowedSymbol, DemangleOptions, ParseOptions};
 
 /// Longer names are cut, in bytes, before and after.
 pub(super) const MAX_NAME: usize = 16 << 10;
+
+/// How deep the parts of a C++ name may be nested, in calls of its parser, which tries both ways at each: with 96, the
+/// default, 127 bytes that fuzzing found took a second and 100 MB. Of 140,103 names in the largest libraries
+/// of a Debian 12, 140,080 are not nested deeper.
+const NESTED: u32 = 64;
 
 /// The name of a function of Rust or C++ as it stands in the source; any other as it is, cut to
 /// [`MAX_NAME`].
@@ -31,7 +36,8 @@ fn rust(name: &str) -> Option<String> {
 }
 
 fn cpp(name: &str) -> Option<String> {
-    let symbol = BorrowedSymbol::new(name.as_bytes()).ok()?;
+    let options = ParseOptions::default().recursion_limit(NESTED);
+    let symbol = BorrowedSymbol::new_with_options(name.as_bytes(), &options).ok()?;
     let mut out = Bounded(String::new());
     let written = symbol.structured_demangle(&mut out, &DemangleOptions::default());
     written.ok().map(|()| out.0)
@@ -82,6 +88,21 @@ mod tests {
             name.push_str(&format!("S_I{last}{last}E"));
         }
         assert_eq!(demangled(&name), name);
+    }
+
+    /// Each of its arguments is tried as a name and as a type. With the parser's own bound this took a second.
+    #[test]
+    fn one_that_is_tried_both_ways_at_each_step() {
+        let name = "_Z1iSaIiGiSbIiGiSaIiGiiSbISaIiGiiSbIibSiIGiSaIiGiSaiibSiIGiSaIiGiSai1iSaIiGiiSbIibSiIGi\
+                    SaIiGiSaIiGSiIGiaeGMGgSaYi";
+        let symbol = BorrowedSymbol::new_with_options(
+            name.as_bytes(),
+            &ParseOptions::default().recursion_limit(NESTED),
+        );
+        assert!(symbol.is_err());
+        assert_eq!(demangled(name), name);
+        let nested = format!("_Z1f{}i{}", "St6vectorI".repeat(8), "E".repeat(8));
+        assert!(demangled(&nested).starts_with("f(std::vector<std::vector<"));
     }
 
     #[test]

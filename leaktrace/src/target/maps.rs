@@ -8,24 +8,20 @@ use std::{
 };
 
 use object::{Object as _, read::elf::ElfFile64};
-use procfs::{
-    ProcResult,
-    process::{MMPermissions, MMapPath, MemoryMap, MemoryMaps, Process},
-};
-
+use procfs::{ProcError, ProcResult, process::Process};
 use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
 
-use super::{image::open_image, proc_file};
+use super::{Backing, Mapping, image::open_image, proc_file};
 use crate::go::GoBinary;
 
 /// All mappings of a process at one moment.
 pub struct AddressMap {
-    mappings: Vec<MemoryMap>,
+    mappings: Vec<Mapping>,
     pid: i32,
 }
 
 /// Identity of a mapped file: device and inode, so that a replaced file is another module.
-pub type FileId = ((i32, i32), u64);
+pub type FileId = ((u32, u32), u64);
 
 /// A file with executable mappings, kept open so that it can be read after it was replaced or
 /// deleted and after the target has ended.
@@ -42,8 +38,9 @@ pub struct Module {
 
 impl AddressMap {
     pub(super) fn read(process: &Process) -> ProcResult<Self> {
+        let none = |line| ProcError::Other(format!("`maps` has a line that is none: {line:?}"));
         Ok(Self {
-            mappings: proc_file::read::<MemoryMaps>(process, "maps")?.0,
+            mappings: Mapping::parse_all(&proc_file::bytes(process, "maps")?).map_err(none)?,
             pid: process.pid(),
         })
     }
@@ -52,18 +49,18 @@ impl AddressMap {
     pub fn ranges(&self) -> impl Iterator<Item = (u64, u64, bool)> + '_ {
         self.mappings.iter().map(|mapping| {
             let (start, end) = mapping.address;
-            (start, end, mapping.pathname == MMapPath::Heap)
+            (start, end, mapping.backing() == Backing::Break)
         })
     }
 
     /// Every mapping, in the order of addresses.
-    pub(super) fn mappings(&self) -> &[MemoryMap] {
+    pub(super) fn mappings(&self) -> &[Mapping] {
         &self.mappings
     }
 
     /// The file whose data an address is in, its zeroed data included: one of its mappings, and the address at
     /// which its first byte is mapped.
-    pub fn data_of(&self, address: u64) -> Option<(&MemoryMap, u64)> {
+    pub fn data_of(&self, address: u64) -> Option<(&Mapping, u64)> {
         let after = self
             .mappings
             .partition_point(|mapping| mapping.address.0 <= address);
@@ -86,15 +83,15 @@ impl AddressMap {
     }
 
     /// The executable mappings.
-    pub fn executable(&self) -> impl Iterator<Item = &MemoryMap> + '_ {
+    pub fn executable(&self) -> impl Iterator<Item = &Mapping> + '_ {
         self.mappings
             .iter()
-            .filter(|mapping| mapping.perms.contains(MMPermissions::EXECUTE))
+            .filter(|mapping| mapping.is_executable())
     }
 
     /// Identity of the file behind a mapping.
-    pub fn file_id(mapping: &MemoryMap) -> Option<FileId> {
-        (mapping.inode != 0).then_some((mapping.dev, mapping.inode))
+    pub fn file_id(mapping: &Mapping) -> Option<FileId> {
+        (mapping.inode != 0).then_some((mapping.device, mapping.inode))
     }
 
     /// The executable's load bias: address in the process minus link-time address.
@@ -111,7 +108,7 @@ impl AddressMap {
 
     /// Opens the file behind an executable mapping: the target's own inode, not whatever the
     /// host has under that name.
-    pub fn open_module(&self, mapping: &MemoryMap) -> Module {
+    pub fn open_module(&self, mapping: &Mapping) -> Module {
         let path = module_path(mapping);
         let (start, end) = mapping.address;
         let by_mapping = PathBuf::from(format!("/proc/{}/map_files/{start:x}-{end:x}", self.pid));
@@ -158,7 +155,7 @@ pub struct Modules {
 
 impl Modules {
     /// Index of the module behind `mapping`.
-    pub fn intern(&mut self, map: &AddressMap, mapping: &MemoryMap) -> usize {
+    pub fn intern(&mut self, map: &AddressMap, mapping: &Mapping) -> usize {
         let file_id = AddressMap::file_id(mapping);
         let name = match file_id {
             Some(_) => String::new(),
@@ -189,13 +186,10 @@ impl Modules {
     }
 }
 
-fn module_path(mapping: &MemoryMap) -> String {
-    match &mapping.pathname {
-        MMapPath::Path(path) => path.to_string_lossy().into_owned(),
-        MMapPath::Vdso => "[vdso]".to_owned(),
-        MMapPath::Vsyscall => "[vsyscall]".to_owned(),
-        MMapPath::Anonymous => "[anon]".to_owned(),
-        other => format!("{other:?}"),
+fn module_path(mapping: &Mapping) -> String {
+    match mapping.name.as_str() {
+        "" => "[anon]".to_owned(),
+        name => name.to_owned(),
     }
 }
 

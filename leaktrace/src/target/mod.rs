@@ -8,6 +8,7 @@
 
 mod cgroup;
 mod image;
+mod mapping;
 pub mod maps;
 mod memory;
 mod ns_pid;
@@ -40,11 +41,12 @@ use crate::{
 pub use self::{
     cgroup::Cgroup,
     image::open_image,
+    mapping::{Backing, Mapping},
     maps::{AddressMap, Module},
     memory::{Memory, MemoryError},
     ns_pid::{NsPidError, find_ns_pid},
     sampler_switch::{PutBack, RATE as SAMPLER_RATE, SamplerSwitch, SwitchError},
-    smaps::{Backing, Resident, SmapsError},
+    smaps::{Resident, SmapsError},
     usage::MemoryUse,
     writable::{Area, AreaKind, Present},
 };

@@ -9,19 +9,24 @@ use procfs::{FromRead, ProcResult, process::Process};
 /// Reads a file of a process. In names, what is not UTF-8 becomes U+FFFD; the kernel itself escapes line
 /// feeds.
 pub(crate) fn read<T: FromRead>(process: &Process, name: impl AsRef<Path>) -> ProcResult<T> {
+    T::from_read(String::from_utf8_lossy(&bytes(process, name)?).as_bytes())
+}
+
+/// The same as it is.
+pub(super) fn bytes(process: &Process, name: impl AsRef<Path>) -> ProcResult<Vec<u8>> {
     let mut bytes = Vec::new();
     process.open_relative(name)?.read_to_end(&mut bytes)?;
-    T::from_read(String::from_utf8_lossy(&bytes).as_bytes())
+    Ok(bytes)
 }
 
 #[cfg(test)]
 mod tests {
     use std::{fs, thread};
 
-    use procfs::process::{MMapPath, MemoryMaps, Status};
+    use procfs::process::Status;
 
     use super::*;
-    use crate::target::open_image;
+    use crate::target::{Mapping, open_image};
 
     /// A thread and a mapped file of this very process, with names that are not UTF-8.
     #[test]
@@ -37,16 +42,13 @@ mod tests {
             let tid = fs::read_link("/proc/thread-self").unwrap();
             let tid = tid.file_name().unwrap().to_str().unwrap().to_owned();
             let status: Status = read(&process, format!("task/{tid}/status")).unwrap();
-            let maps: MemoryMaps = read(&process, "maps").unwrap();
+            let maps = Mapping::parse_all(&bytes(&process, "maps").unwrap()).unwrap();
             (status, maps)
         });
         let (status, maps) = hostile.join().unwrap();
         assert_eq!(status.tgid as u32, std::process::id());
         assert!(status.seccomp.is_some());
-        let paths = maps.0.iter().filter_map(|map| match &map.pathname {
-            MMapPath::Path(path) => path.to_str(),
-            _ => None,
-        });
+        let paths = maps.iter().map(|map| &map.name);
         let mut hostile = paths.filter(|path| path.ends_with("l\u{fffd}\\012\u{1b}[2J"));
         assert!(hostile.next().is_some(), "{maps:?}");
     }

@@ -8,6 +8,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use super::{Backing, Mapping};
+
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum SmapsError {
@@ -17,21 +19,6 @@ pub enum SmapsError {
     /// It could not be read.
     #[error("failed to read /proc/PID/smaps: {0}")]
     Io(#[from] io::Error),
-}
-
-/// What a mapping is of.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Backing {
-    /// A file, shared memory included; its path.
-    File(String),
-    /// The program break.
-    Break,
-    /// The stack of the first thread.
-    Stack,
-    /// Memory without a file.
-    Anonymous,
-    /// The kernel's own, as `[vdso]`.
-    Kernel,
 }
 
 /// How much of a mapping is where, in bytes.
@@ -95,26 +82,14 @@ pub(crate) fn parse(
     Ok(mappings)
 }
 
-/// `START-END PERMISSIONS OFFSET DEVICE INODE PATH`.
+/// A line that begins a mapping.
 fn header(line: &str) -> Option<Resident> {
-    let mut words = line.splitn(6, ' ');
-    let (start, end) = words.next()?.split_once('-')?;
-    let permissions = words.next()?;
-    let inode: u64 = words.nth(2)?.parse().ok()?;
-    let path = words.next().unwrap_or_default().trim_start();
-    let backing = match path {
-        _ if inode != 0 => Backing::File(path.to_owned()),
-        "[heap]" => Backing::Break,
-        "[stack]" => Backing::Stack,
-        // Anonymous memory may have a name: `[anon: Go: heap]`.
-        _ if path.is_empty() || path.starts_with("[anon") => Backing::Anonymous,
-        _ => Backing::Kernel,
-    };
+    let mapping = Mapping::parse(line)?;
     Some(Resident {
-        start: u64::from_str_radix(start, 16).ok()?,
-        end: u64::from_str_radix(end, 16).ok()?,
-        writable: permissions.contains('w'),
-        backing,
+        start: mapping.address.0,
+        end: mapping.address.1,
+        writable: mapping.is_writable(),
+        backing: mapping.backing(),
         rss: 0,
         anonymous: 0,
     })

@@ -2,9 +2,7 @@
 
 use std::{fs::File, os::unix::fs::FileExt as _};
 
-use procfs::process::{MMPermissions, MMapPath, MemoryMap};
-
-use super::{Target, TargetError};
+use super::{Backing, Mapping, Target, TargetError};
 
 /// Bytes below the stack pointer that a function may use without moving it (System V ABI, x86-64).
 const RED_ZONE: u64 = 128;
@@ -70,22 +68,18 @@ impl Target {
     }
 }
 
-fn areas(mappings: &[MemoryMap], stack_pointers: &[u64]) -> Vec<Area> {
+fn areas(mappings: &[Mapping], stack_pointers: &[u64]) -> Vec<Area> {
     let mut areas: Vec<Area> = Vec::new();
     // Where a file's data ended; what follows it without a file is its zeroed data.
     let mut data_end = 0;
     for mapping in mappings {
         let (start, end) = mapping.address;
-        if !mapping
-            .perms
-            .contains(MMPermissions::WRITE | MMPermissions::READ)
-        {
+        if !mapping.is_writable() || !mapping.is_readable() {
             continue;
         }
-        let is_private = mapping.perms.contains(MMPermissions::PRIVATE);
-        let is_data = match mapping.pathname {
-            MMapPath::Path(_) => is_private,
-            MMapPath::Anonymous => start == data_end,
+        let is_data = match mapping.backing() {
+            Backing::File(_) => mapping.is_private(),
+            Backing::Anonymous => start == data_end,
             _ => false,
         };
         let first = stack_pointers.partition_point(|pointer| *pointer < start);
@@ -147,8 +141,6 @@ impl Present {
 
 #[cfg(test)]
 mod tests {
-    use procfs::{FromRead as _, process::MemoryMaps};
-
     use super::*;
 
     #[test]
@@ -163,8 +155,8 @@ mod tests {
             "7f0000900000-7f0000a00000 rw-s 00000000 00:01 9 /dev/shm/pool",
         ];
         let text = text.join("\n");
-        let maps = MemoryMaps::from_read(text.as_bytes()).unwrap();
-        let found = areas(&maps.0, &[0x7f00_0070_0001]);
+        let maps = Mapping::parse_all(text.as_bytes()).unwrap();
+        let found = areas(&maps, &[0x7f00_0070_0001]);
         let area = |start, end, kind| Area { start, end, kind };
         assert_eq!(
             found,

@@ -122,7 +122,11 @@ pub(super) fn site(both: &Both<&SiteReport>, pair: Pair, relation: Relation) -> 
         ),
         false => (Change::NotCompared, "recorded on one side only".to_owned()),
     };
-    let attach: u64 = both.file.iter().map(|site| site.attach_bytes).sum();
+    let attach: u64 = both
+        .file
+        .iter()
+        .map(|site| site.attach_bytes)
+        .fold(0, u64::saturating_add);
     let between = (relation == Relation::OneProcess
         && pair.between_s().is_some_and(|between| between >= 0.0))
     .then(|| Estimate::sampled(attach as f64, rate).minus(base_live));

@@ -74,7 +74,7 @@ pub fn build(capture: &Capture, symbols: Option<&schema::Symbols>) -> Option<Gor
         .collect();
     let creations = history.creations();
     let sum = |count: fn(&crate::goroutine_history::Creations) -> u64| {
-        (!creations.is_empty()).then(|| creations.iter().map(count).sum())
+        (!creations.is_empty()).then(|| creations.iter().map(count).fold(0, u64::saturating_add))
     };
     let took = capture.intervals.iter().map(|interval| interval.census_us);
     let longest = took.max().filter(|took| *took > 0);
