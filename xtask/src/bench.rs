@@ -341,7 +341,7 @@ fn is_allocator(name: &str) -> bool {
     variant.is_empty() || class.ends_with("SC") && class != variant
 }
 
-/// A leaktrace that records.
+/// A tool that is attached.
 struct Tracer {
     child: Child,
 }

@@ -34,16 +34,23 @@ impl Peers {
     ///
     /// When one cannot be had.
     pub(super) fn find() -> Result<Self> {
-        if find("heaptrack").is_none() {
-            eprintln!("bench: heaptrack is missing: apt-get installs it");
-            run::run(as_root("apt-get").args(["-qq", "install", "--yes", "heaptrack"]))?;
+        for name in ["heaptrack", "bpftrace"] {
+            if find(name).is_none() {
+                eprintln!("bench: {name} is missing: apt-get installs it");
+                run::run(as_root("apt-get").args(["-qq", "install", "--yes", name]))?;
+            }
         }
         let (memleak, version) = match find("memleak-libbpf") {
             Some(path) => (vec![path], "of this machine".to_owned()),
             None => fetched()?,
         };
         let heaptrack = run::output(Command::new("heaptrack").arg("--version"))?;
-        let versions = format!("memleak of libbpf-tools {version}; {}", heaptrack.trim());
+        let bpftrace = run::output(Command::new("bpftrace").arg("--version"))?;
+        let versions = format!(
+            "memleak of libbpf-tools {version}; {}; {}",
+            heaptrack.trim(),
+            bpftrace.trim()
+        );
         Ok(Self { memleak, versions })
     }
 
@@ -56,6 +63,33 @@ impl Peers {
             .args(["-p", &pid.to_string(), "3600", "1"])
             .stdout(Stdio::null());
         command
+    }
+
+    /// bpftrace with a script that keeps the size and the stack of each block that lives, of a program that is linked
+    /// with glibc.
+    ///
+    /// # Errors
+    ///
+    /// The process is gone, or not linked with glibc.
+    pub(super) fn bpftrace(&self, pid: u32) -> Result<Command> {
+        let maps = fs::read_to_string(format!("/proc/{pid}/maps"))?;
+        let libc = maps.lines().find(|line| line.ends_with("/libc.so.6"));
+        let libc = libc.and_then(|line| line.split_whitespace().last());
+        let libc = libc.context("the program has no `libc.so.6`")?;
+        // Its `-p` alone does not keep other processes out.
+        let script = format!(
+            "uprobe:{libc}:malloc /pid == {pid}/ {{ @size[tid] = arg0; }}
+             uretprobe:{libc}:malloc /@size[tid]/ {{
+                 @stack[retval] = ustack; @bytes[retval] = @size[tid]; delete(@size[tid]);
+             }}
+             uprobe:{libc}:free /pid == {pid}/ {{ delete(@stack[arg0]); delete(@bytes[arg0]); }}
+             END {{ clear(@stack); clear(@bytes); clear(@size); }}"
+        );
+        let mut command = as_root("bpftrace");
+        command
+            .args(["-p", &pid.to_string(), "-e", &script])
+            .stdout(Stdio::null());
+        Ok(command)
     }
 }
 
