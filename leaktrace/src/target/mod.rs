@@ -319,20 +319,6 @@ impl Target {
         })
     }
 
-    /// What of each mapping is resident: the kernel walks the page tables for it, so that it costs
-    /// about two milliseconds for each 100 MiB in pages of 4 KiB.
-    ///
-    /// # Errors
-    ///
-    /// It cannot be read, or not within that time.
-    pub fn smaps(&self, within: Duration) -> Result<Vec<Resident>, SmapsError> {
-        let file = self.process.open_relative("smaps");
-        smaps::read(
-            file.map_err(|error| io::Error::other(error.to_string()))?,
-            within,
-        )
-    }
-
     /// Stack pointers of the first `most` threads that are not running at this moment: what the
     /// kernel keeps of their system call, read without stopping them.
     pub fn stack_pointers(&self, most: usize) -> Vec<u64> {
