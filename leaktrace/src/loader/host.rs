@@ -8,7 +8,7 @@ use aya::{
     sys::{self, BpfHelper},
 };
 
-use super::{LoadError, tracefs};
+use super::{LoadError, probe_set::are_links_known, tracefs};
 use crate::{plan::Tracepoint, privileges};
 
 /// Something that leaktrace needs, and what was found of it.
@@ -66,6 +66,7 @@ pub fn features(tracepoints: &[Tracepoint]) -> Vec<Feature> {
             "BPF hash maps per CPU",
             map("BPF hash maps per CPU", MapType::PerCpuHash),
         ),
+        feature("links of many uprobes", user().map(|_| links())),
     ];
     let tracefs = tracefs::ensure_tracefs();
     let mounted = tracefs::place();
@@ -89,6 +90,14 @@ pub fn features(tracepoints: &[Tracepoint]) -> Vec<Feature> {
         }
     }));
     features
+}
+
+/// Without them there is less, and no refusal.
+fn links() -> String {
+    let without =
+        "no: probes are attached one by one, and --max-overhead and --follow-forks are refused";
+    let found = if are_links_known() { "yes" } else { without };
+    found.to_owned()
 }
 
 const SYSFS: &str = "/sys";

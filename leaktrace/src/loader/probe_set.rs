@@ -356,7 +356,7 @@ fn load(name: &str, instructions: &[bpf_insn]) -> io::Result<OwnedFd> {
 /// Whether the kernel knows such links, and has each see one process. Before 46ba0e49b642 (Linux 6.10, 6.9.4, 6.6.33)
 /// they saw one thread of it. Both are told from how it refuses: a folder has no code (`EBADF`), and only where they
 /// are mended does a negative id of a process not make sense (`EINVAL`).
-fn are_links_known() -> bool {
+pub(super) fn are_links_known() -> bool {
     /// `BPF_ALU64 | BPF_MOV | BPF_K` of zero to the first register, `BPF_JMP | BPF_EXIT`.
     const NOTHING: [u8; 2] = [0xb7, 0x95];
     let nothing = NOTHING.map(|code| bpf_insn {

@@ -54,9 +54,13 @@ fn page(ran: &[(&str, Ran)]) -> Result<String> {
 
 fn answer(ran: &Ran, name: &str) -> &'static str {
     let feature = ran.features.iter().find(|feature| feature["name"] == name);
-    match feature.map(|feature| feature["ok"] == true) {
-        Some(true) => "yes",
-        Some(false) => "**no**",
-        None => "not asked",
+    let Some(feature) = feature else {
+        return "not asked";
+    };
+    let found = feature["found"].as_str().unwrap_or_default();
+    match feature["ok"] == true {
+        true if found.starts_with("no") => "no",
+        true => "yes",
+        false => "**no**",
     }
 }
