@@ -102,7 +102,12 @@ pub fn why(options: &Options, progress: impl FnMut(&Watch)) -> Result<Why> {
     })
 }
 
+/// In a thread of its own, which lets all others go first from now on: the target is not to wait for a processor that
+/// it is looked at with.
 fn look(options: &Options, watch: &Watch) -> Result<Why> {
+    const LEAST: i32 = 19;
+    // Where that is forbidden it is looked at all the same.
+    let _ = rustix::process::nice(LEAST);
     let pid = options.pid;
     let target = Target::open(pid)?;
     if options
