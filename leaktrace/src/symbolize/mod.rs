@@ -7,6 +7,7 @@
 //! Files are reached through the function given to [`Symbolizer::new`]; each module is opened once
 //! per batch and dropped again. A file whose build id differs from the module's is refused.
 
+mod contained;
 mod file;
 mod debug_dir;
 mod debuginfod;

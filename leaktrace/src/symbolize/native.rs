@@ -5,7 +5,10 @@ use std::path::{Path, PathBuf};
 use blazesym::symbolize::source::{Elf, Source};
 use blazesym::symbolize::{CodeInfo, Input, Sym, Symbolized, Symbolizer};
 
-use super::demangle::{cut, demangled};
+use super::{
+    contained::contained,
+    demangle::{cut, demangled},
+};
 
 /// Where a system keeps debug information.
 pub(super) const SYSTEM_DEBUG_DIRS: [&str; 2] = ["/usr/lib/debug", "/lib/debug"];
@@ -74,17 +77,19 @@ impl Native {
     ) -> Result<Option<Vec<Named>>, String> {
         let mut elf = Elf::new(file);
         elf.debug_syms = debug_syms;
-        let found = self
-            .symbolizer
-            .symbolize_single(&Source::Elf(elf), Input::VirtOffset(address));
-        match found {
-            Ok(Symbolized::Sym(symbol)) => Ok(Some(frames(&symbol))),
-            Ok(Symbolized::Unknown(_)) => Ok(None),
-            Err(error) => Err(format!(
-                "failed to read symbols of `{}`: {error:#}",
-                file.display()
-            )),
-        }
+        let (source, input) = (Source::Elf(elf), Input::VirtOffset(address));
+        // blazesym 0.2 takes a file at its word here and there.
+        let found = contained(|| self.symbolizer.symbolize_single(&source, input));
+        let error = match found {
+            Some(Ok(Symbolized::Sym(symbol))) => return Ok(Some(frames(&symbol))),
+            Some(Ok(Symbolized::Unknown(_))) => return Ok(None),
+            Some(Err(error)) => format!("{error:#}"),
+            None => "it contradicts itself".to_owned(),
+        };
+        Err(format!(
+            "failed to read symbols of `{}`: {error}",
+            file.display()
+        ))
     }
 }
 
