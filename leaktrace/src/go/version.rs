@@ -91,7 +91,7 @@ fn find(elf: &Elf) -> Option<u64> {
             let at = bytes
                 .chunks(16)
                 .position(|chunk| chunk.starts_with(MAGIC))?;
-            Some(segment.address + 16 * at as u64)
+            segment.address.checked_add(16 * at as u64)
         })
 }
 
@@ -106,7 +106,7 @@ fn read_at(elf: &Elf, address: u64) -> Option<String> {
             [low, high] if *high < 0x80 => (u64::from(*low & 0x7f) | u64::from(*high) << 7, 2),
             _ => return None,
         };
-        elf.read(at + skip, length.min(MAX_VERSION))?
+        elf.read(at.checked_add(skip)?, length.min(MAX_VERSION))?
     } else {
         if *header.get(14)? != 8 {
             return None;

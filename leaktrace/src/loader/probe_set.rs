@@ -8,7 +8,7 @@
 use std::{
     collections::HashMap,
     ffi::CString,
-    io, iter,
+    fs, io, iter,
     os::{
         fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
         unix::ffi::OsStrExt as _,
@@ -282,8 +282,11 @@ impl ProbeSet {
             };
             // SAFETY: as above; `cnt` offsets are there.
             let link = unsafe { bpf(BPF_LINK_CREATE, &attr) };
+            // A file that is named by its process goes with that.
+            let is_there = || fs::exists(format!("/proc/{pid}/exe")).unwrap_or(false);
             let link = link.map_err(|error| match error.raw_os_error() {
                 Some(libc::ESRCH) => LoadError::Gone { pid },
+                _ if !is_there() => LoadError::Gone { pid },
                 _ => LoadError::other(&format!("attach `{}`", group.program), error),
             })?;
             Ok(Link {
