@@ -5,10 +5,16 @@ use std::path::{Path, PathBuf};
 use blazesym::symbolize::source::{Elf, Source};
 use blazesym::symbolize::{CodeInfo, Input, Sym, Symbolized, Symbolizer};
 
+use object::{CompressionFormat, Object as _, ObjectSection as _, read::elf::ElfFile64};
+
 use super::{
     contained::contained,
     demangle::{cut, demangled},
 };
+use crate::target::open_image;
+
+/// Bytes that the compressed sections of a file may be unpacked to.
+const MAX_UNPACKED: u64 = 4 << 30;
 
 /// Where a system keeps debug information.
 pub(super) const SYSTEM_DEBUG_DIRS: [&str; 2] = ["/usr/lib/debug", "/lib/debug"];
@@ -34,6 +40,24 @@ pub(super) struct NamesFile {
 pub(super) struct Native {
     symbolizer: Symbolizer,
     files: Vec<NamesFile>,
+    /// What is told where no file has an answer, if one of them was not looked into.
+    refused: Option<String>,
+}
+
+/// Whether the compressed sections of a file claim no more than [`MAX_UNPACKED`]: blazesym takes as much memory as they
+/// claim.
+fn is_bounded(path: &Path) -> bool {
+    let Ok(image) = open_image(path) else {
+        return true;
+    };
+    let Ok(elf) = ElfFile64::<object::Endianness>::parse(image.as_ref()) else {
+        return true;
+    };
+    let claims = elf.sections().filter_map(|section| {
+        let range = section.compressed_file_range().ok()?;
+        (range.format != CompressionFormat::None).then_some(range.uncompressed_size)
+    });
+    claims.fold(0, u64::saturating_add) <= MAX_UNPACKED
 }
 
 impl Native {
@@ -46,7 +70,17 @@ impl Native {
             .enable_demangling(false)
             .set_debug_dirs(Some(debug_dirs.iter().cloned().chain(system)))
             .build();
-        Native { symbolizer, files }
+        let (files, refused): (Vec<_>, Vec<_>) =
+            files.into_iter().partition(|file| is_bounded(&file.path));
+        let refused = refused.first().map(|file| {
+            let path = file.path.display();
+            format!("failed to read symbols of `{path}`: its sections claim to unpack to more than 4 GiB")
+        });
+        Native {
+            symbolizer,
+            files,
+            refused,
+        }
     }
 
     /// The frames at a link-time address, innermost first. The error is what stood in the way;
@@ -66,7 +100,7 @@ impl Native {
                 }
             }
         }
-        Err((!errors.is_empty()).then(|| errors.swap_remove(0)))
+        Err(errors.into_iter().next().or_else(|| self.refused.clone()))
     }
 
     fn lookup(
