@@ -11,7 +11,7 @@
 //! come with the next look and are put where they belong then; without that, each would leave one
 //! object in its cohort that lives for ever.
 
-use std::collections::{BTreeMap, HashMap, hash_map::Entry};
+use std::collections::{BTreeMap, HashMap};
 
 use leaktrace_common::{Ktime, LiveObject, SiteCounters, SiteKey};
 
@@ -119,6 +119,11 @@ impl Objects {
 
     /// Marks an object as alive; gives whether it is new. One at the same address that was born earlier is dead.
     fn sees(&mut self, address: u64, object: &LiveObject, cohort: u32, dead: &mut Dead) -> bool {
+        let known = self.known.get_mut(&address);
+        if let Some(known) = known.filter(|known| known.born == object.born) {
+            known.look = self.looks;
+            return false;
+        }
         let new = Known {
             born: object.born,
             size: object.size,
@@ -126,21 +131,10 @@ impl Objects {
             cohort,
             look: self.looks,
         };
-        match self.known.entry(address) {
-            Entry::Occupied(mut known) if known.get().born == object.born => {
-                known.get_mut().look = self.looks;
-                false
-            }
-            Entry::Occupied(mut known) => {
-                let old = known.insert(new);
-                died(dead, self.sites[old.site as usize], &old);
-                true
-            }
-            Entry::Vacant(place) => {
-                place.insert(new);
-                true
-            }
+        if let Some(old) = self.known.insert(address, new) {
+            died(dead, self.sites[old.site as usize], &old);
         }
+        true
     }
 
     fn site_index(&mut self, site: SiteKey) -> u32 {
