@@ -93,6 +93,34 @@ impl Version {
         }
     }
 
+    /// `go build` by this very release, with its caches in the target folder, without cgo and with nothing from the
+    /// user's environment.
+    ///
+    /// # Errors
+    ///
+    /// When there is no cache folder.
+    pub(crate) fn build(self) -> Result<Command> {
+        let mut build = Command::new(self.command()?);
+        build
+            .arg("build")
+            .env("GOTOOLCHAIN", "local")
+            .env("GOCACHE", workspace::target().join("go-cache"))
+            .env("GOPATH", workspace::target().join("go-path"))
+            .env("CGO_ENABLED", "0");
+        for name in [
+            "GOROOT",
+            "GOFLAGS",
+            "GOOS",
+            "GOARCH",
+            "GOEXPERIMENT",
+            "GODEBUG",
+            "CGO_LDFLAGS",
+        ] {
+            build.env_remove(name);
+        }
+        Ok(build)
+    }
+
     /// Whether it is there.
     ///
     /// # Errors

@@ -9,7 +9,7 @@ mod dwarf;
 #[path = "../../leaktrace/src/go/runtime_types.rs"]
 mod runtime_types;
 
-use std::{collections::BTreeSet, fs, path::Path, process::Command};
+use std::{collections::BTreeSet, fs, path::Path};
 
 use anyhow::{Context as _, Result, anyhow};
 use object::{Object as _, ObjectSection as _};
@@ -81,16 +81,11 @@ fn measure(version: go::Version) -> Result<RuntimeTypes> {
     fs::create_dir_all(&folder)
         .with_context(|| format!("failed to create `{}`", folder.display()))?;
     let binary = folder.join(version.number);
-    let mut go = Command::new(version.command()?);
-    go.args(["build", "-ldflags=-compressdwarf=false", "-o"])
+    let mut go = version.build()?;
+    go.args(["-ldflags=-compressdwarf=false", "-o"])
         .arg(&binary)
         .arg(workspace::root().join(PROGRAM))
-        .env("GOTOOLCHAIN", "local")
-        .env("GO111MODULE", "off")
-        .env("GOCACHE", workspace::target().join("go-cache"))
-        .env("CGO_ENABLED", "0")
-        .env_remove("GOEXPERIMENT")
-        .env_remove("GOFLAGS");
+        .env("GO111MODULE", "off");
     run::run(&mut go)?;
     read(&binary)
 }

@@ -199,32 +199,18 @@ fn build_go(
         // The resolver and the user database in Go: those of libc cannot be linked statically.
         tags.extend(["netgo", "osusergo"]);
     }
-    let mut go = Command::new(version.command()?);
+    let mut go = version.build()?;
     go.current_dir(&sources)
-        .args(["build", "-buildvcs=false"])
+        .arg("-buildvcs=false")
         .arg(format!("-tags={}", tags.join(",")))
         .args(mode.arguments)
         .arg("-o")
         .arg(&binary)
         .arg(".")
-        // This very release, no modules (there are none), nothing from the user's environment.
-        .env("GOTOOLCHAIN", "local")
+        // There are no modules.
         .env("GO111MODULE", "off")
-        .env("GOCACHE", workspace::target().join("go-cache"))
-        .env("GOPATH", workspace::target().join("go-path"))
         .env("CGO_ENABLED", if mode.cgo.is_some() { "1" } else { "0" })
         .env("CGO_CFLAGS", mode.cgo.unwrap_or_default());
-    for name in [
-        "GOROOT",
-        "GOFLAGS",
-        "GOOS",
-        "GOARCH",
-        "GOEXPERIMENT",
-        "GODEBUG",
-        "CGO_LDFLAGS",
-    ] {
-        go.env_remove(name);
-    }
     eprintln!("build: {}", binary.display());
     run::run(&mut go)
 }

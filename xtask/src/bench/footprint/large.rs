@@ -135,17 +135,13 @@ fn large_program() -> Result<PathBuf> {
              \t\tfmt.Printf(\"{{\\\"asked\\\":\\\"now\\\",\\\"n\\\":%d}}\\n\", n)\n\t}}\n}}\n"
         ),
     )?;
-    let mut build = Command::new(go::NEWEST.command()?);
+    let mut build = go::NEWEST.build()?;
     build
         .current_dir(&folder)
-        .args(["build", "-buildvcs=false", "-ldflags=-s -w", "-o"])
+        .args(["-buildvcs=false", "-ldflags=-s -w", "-o"])
         .arg(&binary)
         .arg(".")
-        .env("GOTOOLCHAIN", "local")
-        .env("GO111MODULE", "on")
-        .env("GOFLAGS", "")
-        .env("GOCACHE", workspace::target().join("go-cache"))
-        .env("CGO_ENABLED", "0");
+        .env("GO111MODULE", "on");
     run::run(&mut build)?;
     Ok(binary)
 }

@@ -3,7 +3,7 @@
 
 use std::{
     fs,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
     thread,
     time::{Duration, Instant},
@@ -294,17 +294,9 @@ pub(super) fn go(turns: u32, window: Duration) -> Result<()> {
 }
 
 /// What `go tool pprof` runs, which a release of Go has as its source only.
-fn pprof() -> Result<std::path::PathBuf> {
+fn pprof() -> Result<PathBuf> {
     let binary = file("pprof")?;
-    let mut build = Command::new(go::NEWEST.command()?);
-    build
-        .args(["build", "-o"])
-        .arg(&binary)
-        .arg("cmd/pprof")
-        .env("GOTOOLCHAIN", "local")
-        .env("GOFLAGS", "")
-        .env("GOCACHE", workspace::target().join("go-cache"));
-    run::run(&mut build)?;
+    run::run(go::NEWEST.build()?.arg("-o").arg(&binary).arg("cmd/pprof"))?;
     Ok(binary)
 }
 
