@@ -9,7 +9,7 @@ use nix::{
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::Service;
+use crate::{Leaktrace, Service};
 
 /// Size of its blocks, in bytes.
 const BLOCK: u64 = 65536;
@@ -91,6 +91,20 @@ impl Hoard {
             assert!(self.service.is_running(), "it has ended");
             std::thread::sleep(std::time::Duration::from_millis(5));
         }
+    }
+
+    /// Ends a recording of it while it stands still, and gives the report: each of its blocks is in it.
+    ///
+    /// # Panics
+    ///
+    /// The recording has failed, or the report has fewer or more.
+    pub fn ended(&self, run: Leaktrace) -> Value {
+        run.signal(Signal::SIGINT);
+        let finished = run.wait();
+        assert_eq!(finished.code, Some(0), "{}", finished.stderr);
+        let report = finished.report();
+        self.assert_all_seen(&report);
+        report
     }
 
     /// Fails unless the report has each of its blocks. It must stand still, or be gone; then it may have been

@@ -29,16 +29,6 @@ fn has_limit(report: &Value, text: &str) -> bool {
     report["limits"].to_string().contains(text)
 }
 
-/// Ends a recording of a program that stands still, and gives the report: each of its blocks is in it.
-fn ended(run: Leaktrace, hoard: &Hoard) -> Value {
-    run.signal(Signal::SIGINT);
-    let finished = run.wait();
-    assert_eq!(finished.code, Some(0), "{}", finished.stderr);
-    let report = finished.report();
-    hoard.assert_all_seen(&report);
-    report
-}
-
 /// What was counted while leaktrace stood still is there, and the time without points is said.
 #[test]
 fn the_recorder_is_stopped() {
@@ -51,7 +41,7 @@ fn the_recorder_is_stopped() {
     run.signal(Signal::SIGCONT);
     hoard.wait_for(500);
     hoard.signal(Signal::SIGSTOP);
-    let report = ended(run, &hoard);
+    let report = hoard.ended(run);
     assert!(has_limit(&report, "did not run between"), "{report:#}");
     assert_eq!(report["losses"].get("ring_buffer_full"), None);
     assert_nothing_left();
@@ -71,7 +61,7 @@ fn the_target_is_stopped() {
     hoard.signal(Signal::SIGCONT);
     hoard.wait_for(300);
     hoard.signal(Signal::SIGSTOP);
-    let report = ended(run, &hoard);
+    let report = hoard.ended(run);
     assert!(!has_limit(&report, "did not run"), "{report:#}");
     assert_nothing_left();
 }
@@ -100,7 +90,7 @@ fn the_target_is_debugged() {
     hoard.wait_for(50);
     ptrace::attach(pid).unwrap();
     waitpid(pid, None).unwrap();
-    ended(run, &hoard);
+    hoard.ended(run);
     ptrace::detach(pid, None).unwrap();
     hoard.wait_for(10);
     assert_nothing_left();
@@ -115,12 +105,12 @@ fn attached_twice() {
     hoard.go();
     hoard.wait_for(300);
     hoard.signal(Signal::SIGSTOP);
-    ended(first, &hoard);
+    hoard.ended(first);
     // The probes of the second are still there.
     hoard.signal(Signal::SIGCONT);
     hoard.wait_for(300);
     hoard.signal(Signal::SIGSTOP);
-    ended(second, &hoard);
+    hoard.ended(second);
     assert_nothing_left();
 }
 

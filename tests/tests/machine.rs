@@ -16,11 +16,7 @@ fn record(event: impl FnOnce()) -> Value {
     hoard.wait_for(200);
     hoard.signal(Signal::SIGSTOP);
     sleep(Duration::from_secs(1));
-    run.signal(Signal::SIGINT);
-    let finished = run.wait();
-    assert_eq!(finished.code, Some(0), "{}", finished.stderr);
-    let report = finished.report();
-    hoard.assert_all_seen(&report);
+    let report = hoard.ended(run);
     assert_eq!(report["losses"].get("ring_buffer_full"), None);
     assert_nothing_left();
     report
