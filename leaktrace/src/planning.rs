@@ -2,7 +2,7 @@
 
 use crate::{
     capture::schema,
-    loader::uretprobes_bear_seccomp,
+    loader::{leaves_programs_out, uretprobes_bear_seccomp},
     plan::{
         Facts, Families, GoFacts, Plan,
         native::{NativeFacts, NativeObject},
@@ -30,7 +30,15 @@ pub fn make_plan(
     });
     let native = families.malloc.then(|| native(target, modules));
     let native = native.filter(|native| !native.objects.is_empty());
-    Plan::new(&Facts { go, native }, families)
+    let mut plan = Plan::new(&Facts { go, native }, families);
+    if families.vm && leaves_programs_out() {
+        plan.limit(
+            "vm",
+            "some system calls may be missing, and not all of these are counted: this kernel preempts its own \
+             code, and leaves out programs of tracepoints where that happens; Linux counts them since 6.7",
+        );
+    }
+    plan
 }
 
 /// The target's native code: all of its files, or none where a Go program has no C code.

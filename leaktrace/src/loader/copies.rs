@@ -19,6 +19,27 @@ use crate::plan::Tracepoint;
 /// Threads on one processor that may be in the middle of a program.
 const PREEMPTED: u32 = 4;
 
+/// Whether this kernel leaves out programs of tracepoints without counting them: before Linux 6.7, where it preempts
+/// its own code. A program does not run while another thread on its processor was preempted in a system call on a map,
+/// such as those by which leaktrace reads (kernel/trace/bpf_trace.c of Linux 6.1, `trace_call_bpf`).
+pub fn leaves_programs_out() -> bool {
+    let uname = rustix::system::uname();
+    is_uncounted(
+        &uname.release().to_string_lossy(),
+        &uname.version().to_string_lossy(),
+    )
+}
+
+/// By release and version of the kernel: `6.1.0-56-rt-amd64`, `#1 SMP PREEMPT_RT Debian 6.1.180-1 (2026-08-30)`.
+fn is_uncounted(release: &str, version: &str) -> bool {
+    let numbers = release
+        .split(['.', '-'])
+        .map_while(|part| part.parse::<u32>().ok());
+    // PREEMPT_DYNAMIC leaves it to the command line, and is seldom told to.
+    let mut words = version.split_whitespace();
+    numbers.take(2).lt([6, 7]) && words.any(|word| ["PREEMPT", "PREEMPT_RT"].contains(&word))
+}
+
 /// How many copies the programs of system calls need on this kernel.
 pub(super) fn of_system_calls() -> u32 {
     // It is global, so that the kernel's type information has its name.
@@ -70,5 +91,22 @@ impl Copies {
             programs,
             _links: links,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_uncounted;
+
+    #[test]
+    fn kernels_that_do_not_count_what_they_leave_out() {
+        let rt = "#1 SMP PREEMPT_RT Debian 6.1.180-1 (2026-08-30)";
+        assert!(is_uncounted("6.1.0-56-rt-amd64", rt));
+        assert!(is_uncounted("5.15.0", "#1 SMP PREEMPT Debian"));
+        assert!(!is_uncounted("6.12.118+deb13-rt-amd64", rt));
+        assert!(!is_uncounted("6.7.0", rt) && !is_uncounted("7.1.13", rt));
+        for version in ["#1 SMP PREEMPT_DYNAMIC Debian", "#1 SMP Debian"] {
+            assert!(!is_uncounted("6.1.0-56-amd64", version), "{version}");
+        }
     }
 }

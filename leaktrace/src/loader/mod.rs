@@ -44,6 +44,7 @@ use crate::{
 pub use self::{
     batch::for_each_entry,
     code::check_code,
+    copies::leaves_programs_out,
     host::{Feature, check_host, features},
     log::KernelLog,
     probe_set::{Closing, OpenSet, ProbeSet},

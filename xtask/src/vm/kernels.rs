@@ -29,6 +29,9 @@ const SUITES: [(&str, &str); 9] = [
 
 /// The kernels with few drivers, which are small: `linux-image-6.12.118+deb13-cloud-amd64`.
 const FLAVOUR: &str = "-cloud-amd64";
+/// Those that preempt nearly all of their own code (PREEMPT_RT), and how a series of them is named: `6.1-rt`.
+const FLAVOUR_RT: &str = "-rt-amd64";
+const RT: &str = "-rt";
 /// In this order: since 6.19 `linux-image` is empty. Old packages go from the archive one by one, while its lists
 /// still have them.
 const PACKAGES: [(&str, &str); 3] = [
@@ -174,18 +177,25 @@ fn release(package: &str) -> Option<&str> {
         .find_map(|(before, _)| package.strip_prefix(before))?;
     let release = rest.strip_suffix("-unsigned").unwrap_or(rest);
     // Others name no release, but whatever is the newest: `linux-image-6.12-cloud-amd64`.
-    let is_release = release.ends_with(FLAVOUR) && numbers(release).len() > 3;
-    is_release.then_some(release)
+    let is_flavour = [FLAVOUR, FLAVOUR_RT].iter().any(|of| release.ends_with(of));
+    (is_flavour && numbers(release).len() > 3).then_some(release)
 }
 
 fn is_of(release: &str, series: &str) -> bool {
-    numbers(release).starts_with(&numbers(series))
+    let (series, flavour) = match series.strip_suffix(RT) {
+        Some(series) => (series, FLAVOUR_RT),
+        None => (series, FLAVOUR),
+    };
+    release.ends_with(flavour) && numbers(release).starts_with(&numbers(series))
 }
 
 /// The numbers of `6.12.118+deb13-cloud-amd64`, by which releases are in order: 6, 12, 118, 13.
 fn numbers(release: &str) -> Vec<u32> {
-    let version = release.strip_suffix(FLAVOUR).unwrap_or(release);
-    let parts = version.split(|c: char| !c.is_ascii_digit());
+    let mut flavours = [FLAVOUR, FLAVOUR_RT].iter();
+    let version = flavours.find_map(|of| release.strip_suffix(of));
+    let parts = version
+        .unwrap_or(release)
+        .split(|c: char| !c.is_ascii_digit());
     parts.filter_map(|part| part.parse().ok()).collect()
 }
 
@@ -202,6 +212,10 @@ mod tests {
                 Some(newest),
             ),
             ("linux-binary-6.12.118+deb13-cloud-amd64", Some(newest)),
+            (
+                "linux-image-6.1.0-56-rt-amd64-unsigned",
+                Some("6.1.0-56-rt-amd64"),
+            ),
             ("linux-image-6.12-cloud-amd64", None),
             ("linux-image-6.12.118+deb13-amd64", None),
             ("linux-image-cloud-amd64-dbg", None),
@@ -212,5 +226,6 @@ mod tests {
         assert!(numbers("6.12.118+deb12-cloud-amd64") > numbers("6.12.90+deb13-cloud-amd64"));
         assert!(numbers("6.1.0-56-cloud-amd64") > numbers("6.1.0-0.deb11.52-cloud-amd64"));
         assert!(is_of("6.1.0-56-cloud-amd64", "6.1") && !is_of(newest, "6.1"));
+        assert!(is_of("6.1.0-56-rt-amd64", "6.1-rt") && !is_of("6.1.0-56-rt-amd64", "6.1"));
     }
 }
