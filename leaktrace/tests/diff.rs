@@ -25,6 +25,7 @@ fn report(start_s: u64, sites: Vec<SiteReport>) -> Report {
             boot_unix_s: 1_790_000_000,
             cgroup: None,
             container_id: None,
+            ns_pids: Vec::new(),
             runtime: "go1.27.3".into(),
             go: None,
         },

@@ -83,6 +83,7 @@ fn header() -> Header {
         start_ticks: 1,
         cgroup: format!("/system.slice/docker-{}.scope", "ab".repeat(32)),
         container_id: "ab".repeat(32),
+        ns_pids: vec![7],
     };
     Header {
         tool_version: "0.1.0".into(),

@@ -185,7 +185,11 @@ impl Container {
 }
 
 /// The child of the child, and so on, that has none itself.
-fn innermost(pid: i32) -> i32 {
+///
+/// # Panics
+///
+/// The kernel does not tell of children.
+pub fn innermost(pid: i32) -> i32 {
     let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
     let children = children.expect("the kernel tells of children");
     match children.split_whitespace().next() {

@@ -4,11 +4,11 @@
 use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, process::Output};
 
 use leaktrace_tests::{
-    Container, Finished, Leaktrace, MemoryCgroup, Root, assert_nothing_left, blocks_of, run,
-    sample, told,
+    Container, Finished, Leaktrace, MemoryCgroup, Root, Service, assert_nothing_left, blocks_of,
+    innermost, run, sample, told,
 };
 use nix::{sys::signal::Signal, sys::stat::Mode, unistd::mkfifo};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 const ALL: [&str; 4] = ["--probe", "malloc", "--sample", "all"];
@@ -179,6 +179,7 @@ fn a_process_by_its_pid_inside() {
     let finished = recorded(&mut container, ["--ns-pid", &inside], |_| {});
     let report = is_exact("by its PID inside", &container, &finished);
     assert_eq!(report["target"]["pid"], container.pid());
+    assert_eq!(report["target"]["ns_pids"], json!([container.ns_pid()]));
     let checked = run(["check", "--ns-pid", &inside, "--format", "json"]);
     let checked: Value = serde_json::from_slice(&checked.stdout).unwrap();
     assert_eq!(checked["target"]["pid"], container.pid());
@@ -201,6 +202,40 @@ fn a_process_by_its_pid_inside() {
         assert!(said.contains(&format!("-p {pid}")), "{said}");
     }
     assert_nothing_left();
+}
+
+/// A container in a container, each of which knows the process by another PID.
+#[test]
+fn a_process_by_its_pids_in_both_namespaces() {
+    let inner = "n=1200; while [ $n -gt 0 ]; do (:); n=$((n - 1)); done; \
+                 exec unshare --pid --fork --kill-child \"$0\"";
+    let program = sample("allocs");
+    let arguments = ["--pid", "--fork", "--kill-child", "sh", "-c", inner];
+    let arguments = arguments.iter().map(Path::new).chain([program.as_path()]);
+    let mut service = Service::start_at(Path::new("/usr/bin/unshare"), arguments);
+    service.line();
+    let pid = innermost(service.pid());
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let pids = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
+    let pids: Vec<i32> = pids
+        .unwrap()
+        .split_whitespace()
+        .map(|pid| pid.parse().unwrap())
+        .collect();
+    let [_, between, 1] = pids[..] else {
+        panic!("{pids:?}");
+    };
+    let checked = run([
+        "check",
+        "--ns-pid",
+        &between.to_string(),
+        "--format",
+        "json",
+    ]);
+    let stderr = String::from_utf8_lossy(&checked.stderr);
+    assert!(checked.status.success(), "{stderr}");
+    let checked: Value = serde_json::from_slice(&checked.stdout).unwrap();
+    assert_eq!(checked["target"]["pid"], pid);
 }
 
 /// The commands that read a Go program's memory.

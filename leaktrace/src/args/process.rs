@@ -11,7 +11,7 @@ pub(crate) struct Process {
     /// Process to look at or to attach to, by its PID on the host.
     #[arg(short, long, value_name = "PID", value_parser = clap::value_parser!(i32).range(1..))]
     pid: Option<i32>,
-    /// The same by its PID inside a container: in the pid namespace that it is in itself.
+    /// The same by its PID inside a container: in its own pid namespace, or one around that.
     #[arg(long, value_name = "PID", value_parser = clap::value_parser!(i32).range(1..))]
     ns_pid: Option<i32>,
 }

@@ -30,6 +30,7 @@ pub(super) fn target(capture: &Capture) -> TargetReport {
         exe: target.exe,
         cgroup: Some(target.cgroup).filter(|path| !path.is_empty()),
         container_id: Some(target.container_id).filter(|id| !id.is_empty()),
+        ns_pids: target.ns_pids,
         runtime: target.runtime,
         go: target.go.map(|go| GoReport {
             version: go.version,

@@ -92,6 +92,9 @@ pub struct TargetReport {
     /// Id of its container, 64 hexadecimal digits; absent if its control group names none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub container_id: Option<String>,
+    /// Its PIDs inside: in the pid namespaces that it is in besides that of `pid`, the innermost last.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ns_pids: Vec<u32>,
     /// `go1.27.3` or `native`.
     pub runtime: String,
     /// Go targets only.

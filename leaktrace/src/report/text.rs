@@ -114,6 +114,9 @@ impl Page {
             }
             _ => {}
         }
+        if let Some(pid) = target.ns_pids.last() {
+            self.line(&format!("pid {pid} in its own pid namespace"));
+        }
         if let Some(malloc) = report.malloc.as_ref().and_then(in_windows) {
             self.prose("", &malloc);
         }

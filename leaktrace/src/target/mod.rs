@@ -123,6 +123,8 @@ pub struct Target {
     pub exe: String,
     /// Its control group, and its container if it is in one.
     pub cgroup: Cgroup,
+    /// Its PIDs in the pid namespaces that it is in inside leaktrace's own, the innermost last.
+    pub ns_pids: Vec<i32>,
     /// Start of the process in clock ticks since boot: tells a reused PID.
     pub start_ticks: u64,
     /// Lowest address the program break can have.
@@ -212,6 +214,7 @@ impl Target {
             comm: stat.comm,
             exe: exe.to_string_lossy().into_owned(),
             cgroup: Cgroup::of(&process),
+            ns_pids: ns_pid::inside(&status).to_vec(),
             start_ticks: stat.starttime,
             start_brk: stat.start_brk.filter(|&address| address != 0),
             linked: Linked::of(&image),
@@ -363,6 +366,7 @@ impl Target {
             start_ticks: self.start_ticks,
             cgroup: self.cgroup.path.clone().unwrap_or_default(),
             container_id: self.cgroup.container_id.clone().unwrap_or_default(),
+            ns_pids: self.ns_pids.iter().map(|&pid| pid as u32).collect(),
         }
     }
 

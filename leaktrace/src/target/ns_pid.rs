@@ -1,4 +1,4 @@
-//! A process by its PID inside a container: in the pid namespace that it is in itself.
+//! A process by its PID inside a container: in a pid namespace that it is in and leaktrace is not.
 
 use std::{collections::BTreeMap, fs};
 
@@ -38,22 +38,29 @@ pub enum NsPidError {
 }
 
 /// The PID, in leaktrace's own pid namespace, of the process that has `pid` in the innermost of those that it is
-/// in, which is another one.
+/// in; if none has, of the one that has it in another, from which containers in a container are seen.
 ///
 /// # Errors
 ///
 /// There is none, or there are several.
 pub fn find_ns_pid(pid: i32) -> Result<i32, NsPidError> {
     let processes = all_processes().map_err(NsPidError::NoList)?;
-    let found: BTreeMap<_, _> = processes
-        // One that ends meanwhile is not it.
-        .flatten()
-        .filter(|process| {
-            let status = proc_file::read::<Status>(process, "status");
-            status.is_ok_and(|status| is_inside(status.nspid.as_deref().unwrap_or_default(), pid))
-        })
-        .map(|process| (process.pid(), described(&process)))
-        .collect();
+    // By whether it is in the innermost. One that ends meanwhile is not it.
+    let mut found: [BTreeMap<i32, String>; 2] = Default::default();
+    for process in processes.flatten() {
+        let Ok(status) = proc_file::read::<Status>(&process, "status") else {
+            continue;
+        };
+        if let Some(innermost) = level(inside(&status), pid) {
+            found[usize::from(innermost)].insert(process.pid(), described(&process));
+        }
+    }
+    let [between, innermost] = found;
+    let found = if innermost.is_empty() {
+        between
+    } else {
+        innermost
+    };
     match found.len() {
         1 => Ok(*found.keys().next().unwrap_or(&pid)),
         0 => Err(NsPidError::Gone { pid }),
@@ -61,9 +68,17 @@ pub fn find_ns_pid(pid: i32) -> Result<i32, NsPidError> {
     }
 }
 
-/// Whether a process with these PIDs, from leaktrace's namespace inwards, has that one in another namespace.
-fn is_inside(nspid: &[i32], pid: i32) -> bool {
-    matches!(nspid, [_, .., innermost] if *innermost == pid)
+/// The PIDs of a process in the pid namespaces that it is in inside leaktrace's own, the innermost last.
+pub(super) fn inside(status: &Status) -> &[i32] {
+    let all = status.nspid.as_deref().unwrap_or_default();
+    all.get(1..).unwrap_or_default()
+}
+
+/// Whether a process with these PIDs inside has that one in the innermost namespace; `None`: in no one.
+fn level(inside: &[i32], pid: i32) -> Option<bool> {
+    let (innermost, between) = inside.split_last()?;
+    let is_innermost = *innermost == pid;
+    (is_innermost || between.contains(&pid)).then_some(is_innermost)
 }
 
 /// Its name, and its container or else its control group.
@@ -98,12 +113,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_innermost_of_other_namespaces_counts() {
-        assert!(is_inside(&[4711, 1], 1));
-        assert!(is_inside(&[4711, 12, 1], 1));
-        assert!(!is_inside(&[4711, 12, 1], 12));
-        assert!(!is_inside(&[1], 1));
-        assert!(!is_inside(&[], 1));
+    fn the_innermost_namespace_comes_first() {
+        assert_eq!(level(&[1], 1), Some(true));
+        assert_eq!(level(&[12, 1], 1), Some(true));
+        assert_eq!(level(&[12, 1], 12), Some(false));
+        assert_eq!(level(&[12, 1], 4711), None);
+        assert_eq!(level(&[1, 1], 1), Some(true));
+        assert_eq!(level(&[], 1), None);
     }
 
     #[test]
