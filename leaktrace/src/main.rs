@@ -17,6 +17,7 @@ use clap::Parser as _;
 use leaktrace::{
     check, goroutines,
     loader::LoadError,
+    privileges::{self, Phase},
     reading::{read_capture, read_report, symbols},
     record,
     report::{self, Report, ReportOptions},
@@ -126,6 +127,7 @@ fn record(args: &args::Record) -> Result<u8> {
 }
 
 fn show(args: &args::Report) -> Result<u8> {
+    privileges::keep(Phase::Name);
     let options = ReportOptions {
         stacks: args.sites,
         ..args.selection.options()
@@ -156,6 +158,7 @@ fn export(args: &args::Export) -> Result<u8> {
     if let Some(conflict) = args.conflict() {
         conflict.exit();
     }
+    privileges::keep(Phase::NameAndSave);
     let selection = &args.selection;
     let capture = read_capture(&args.file)?;
     let symbols = symbols(&capture, &selection.debug_dir);
@@ -165,6 +168,7 @@ fn export(args: &args::Export) -> Result<u8> {
 }
 
 fn diff(args: &args::Diff) -> Result<u8> {
+    privileges::keep(Phase::Name);
     let options = ReportOptions::default();
     let base = read_report(&args.base, &options, &[])?;
     let file = read_report(&args.file, &options, &[])?;
@@ -194,6 +198,7 @@ fn top(args: &args::Top) -> Result<u8> {
 
 fn look(args: &args::Goroutines) -> Result<u8> {
     let of_capture = |file: &Path| {
+        privileges::keep(Phase::Name);
         let report = read_report(file, &ReportOptions::default(), &[])?;
         let name = file.display();
         report.goroutines.with_context(|| {

@@ -38,7 +38,7 @@ pub enum Phase {
     Read,
     /// Nothing is attached. The target is read.
     Look,
-    /// Files that were opened are read, to name addresses.
+    /// Files are read: a capture, or those that were opened to name addresses.
     Name,
     /// The same, and files may be made.
     NameAndSave,

@@ -3,10 +3,12 @@
 
 use std::{
     collections::BTreeSet,
-    fs,
-    os::unix::fs::{PermissionsExt as _, chown},
+    fs::{self, OpenOptions},
+    os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _, chown},
     path::Path,
     process::{Command, Output, Stdio},
+    thread::sleep,
+    time::Duration,
 };
 
 use leaktrace::loss::{GOROUTINES_UNSTABLE, is_expected};
@@ -14,7 +16,11 @@ use leaktrace_tests::{
     Leaktrace, Service, Terminal, assert_nothing_left, blocks_of, leaktrace_binary, live_bytes,
     told,
 };
-use nix::sys::signal::Signal;
+use nix::{
+    fcntl::OFlag,
+    sys::{signal::Signal, stat::Mode},
+    unistd::mkfifo,
+};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -192,6 +198,46 @@ fn the_threads_of_top_have_what_each_needs() {
     top.press("q");
     assert!(top.ended().success());
     assert_nothing_left();
+}
+
+/// A capture is another's data: what reads it has been given up before it is opened, here a pipe that nobody writes to.
+#[test]
+fn commands_on_files_keep_what_files_take() {
+    let folder = folder();
+    let pipe = folder.path().join("pipe");
+    mkfifo(&pipe, Mode::S_IRWXU).unwrap();
+    let pipe = pipe.to_str().unwrap();
+    let read = DAC_READ_SEARCH;
+    for (arguments, kept) in [
+        (vec!["report", pipe], read),
+        (vec!["goroutines", pipe], read),
+        (vec!["diff", pipe, pipe], read),
+        (vec!["export", pipe, "--to", "folded"], read | DAC_OVERRIDE),
+    ] {
+        let mut command = Command::new(leaktrace_binary())
+            .args(&arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        // It can be opened as soon as the command has come to it.
+        let writer = loop {
+            let opened = OpenOptions::new()
+                .write(true)
+                .custom_flags(OFlag::O_NONBLOCK.bits())
+                .open(pipe);
+            let ended = command.try_wait().unwrap();
+            match (opened, ended) {
+                (Ok(writer), _) => break writer,
+                (Err(_), Some(ended)) => panic!("{arguments:?}: {ended}"),
+                (Err(_), None) => sleep(Duration::from_millis(1)),
+            }
+        };
+        assert_eq!(sets(command.id() as i32), Some(only(kept)), "{arguments:?}");
+        drop(writer);
+        assert_eq!(command.wait().unwrap().code(), Some(1), "{arguments:?}");
+    }
 }
 
 fn refused(output: &Output, says: &str) {
