@@ -8,7 +8,7 @@
 //! | `LICENSE-*` | the licences |
 //! | `SHA256SUMS` | of all of these, for `sha256sum -c` |
 //!
-//! The same commit and the same compilers give the same bytes, wherever the folder is.
+//! The same commit and the same compilers give the same bytes, wherever the folder is: `--twice` shows it.
 
 mod materials;
 
@@ -39,6 +39,64 @@ pub(crate) fn run() -> Result<()> {
     setup::run(Scope::Demo)?;
     release::build()?;
     make()
+}
+
+/// [`run`], and all of it once more from a clone in another folder, with a cargo target of its own: the sums must be
+/// the same.
+///
+/// # Errors
+///
+/// When a step fails, when something is not committed, or when a file is another one.
+pub(crate) fn twice() -> Result<()> {
+    run()?;
+    let root = workspace::root();
+    let changed = run::output(
+        Command::new("git")
+            .current_dir(&root)
+            .args(["status", "--porcelain"]),
+    )?;
+    ensure!(
+        changed.is_empty(),
+        "commit first: only what is committed is built again"
+    );
+
+    let again = workspace::target().join("again");
+    if again.exists() {
+        fs::remove_dir_all(&again)?;
+    }
+    let clone = again.join("clone");
+    let mut git = Command::new("git");
+    run::run(git.args(["clone", "--quiet"]).arg(&root).arg(&clone))?;
+    let target = again.join("target");
+    let mut cargo = Command::new(workspace::cargo());
+    cargo
+        .current_dir(&clone)
+        .args(["xtask", "dist"])
+        .env("CARGO_TARGET_DIR", &target);
+    run::run(&mut cargo)?;
+
+    let sums = |target: &Path| {
+        let file = target.join("dist/SHA256SUMS");
+        fs::read_to_string(&file).with_context(|| format!("failed to read `{}`", file.display()))
+    };
+    let (first, second) = (sums(&workspace::target())?, sums(&target)?);
+    let lines = first
+        .lines()
+        .filter(|line| !second.lines().any(|other| other == *line));
+    let other: Vec<_> = lines
+        .filter_map(|line| line.split_whitespace().last())
+        .collect();
+    ensure!(
+        first == second,
+        "built again in another folder, these are others: {}",
+        other.join(", ")
+    );
+    fs::remove_dir_all(&again)?;
+    eprintln!(
+        "dist: built again in another folder, all {} files are the same",
+        first.lines().count()
+    );
+    Ok(())
 }
 
 /// The same with what is built.

@@ -90,10 +90,15 @@ enum Chore {
     },
     /// Put together what is shipped, in `target/dist`: the static file, manual pages, completions, a bill of
     /// materials, and the sums of it all.
-    Dist,
-    /// Run tests on the kernels of Debian's releases, under QEMU: 5.10, 6.1, 6.12, 6.18, 7.3.
+    Dist {
+        /// Build all of it again in another folder: every file must be the same to the byte.
+        #[arg(long)]
+        twice: bool,
+    },
+    /// Run tests on the kernels of Debian's releases, under QEMU: 5.10, 6.1, 6.12, 6.18, 7.3, 6.1-rt, 6.12-rt, 7.1.
     Vm {
-        /// Which; all if none is named, and then docs/kernel-features.md is written.
+        /// Which; all if none is named, and then docs/kernel-features.md is written. `-rt`: the one that preempts
+        /// its own code.
         series: Vec<String>,
     },
     /// Write manual pages and completions to `target/man` and `target/completions`.
@@ -149,7 +154,8 @@ fn run(arguments: &Arguments) -> Result<()> {
             ref case,
         } => bench::run(pairs, seconds, workers, case),
         Chore::Services { ref names, seconds } => services::run(names, seconds),
-        Chore::Dist => dist::run(),
+        Chore::Dist { twice: true } => dist::twice(),
+        Chore::Dist { twice: false } => dist::run(),
         Chore::Vm { ref series } => vm::run(series),
         Chore::Man => man::make(),
         Chore::Simulate { seeds } => checks::simulate(seeds),

@@ -44,6 +44,9 @@ pub(crate) fn run(scope: Scope) -> Result<()> {
             report.skip(name, "there is nothing to run it on");
         }
     }
+    if scope == Scope::Full {
+        report.check("what is shipped, built twice", dist::twice);
+    }
     report.close(counts)
 }
 
