@@ -114,6 +114,23 @@ fn attached_twice() {
     assert_nothing_left();
 }
 
+/// How many intervals a capture has that is still being written; none if it has not begun.
+fn intervals_so_far(file: &Path) -> u64 {
+    let output = run([
+        "report".as_ref(),
+        file.as_os_str(),
+        "--format".as_ref(),
+        "json".as_ref(),
+    ]);
+    match output.status.code() {
+        Some(0) => {
+            let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+            report["window"]["intervals"].as_u64().unwrap()
+        }
+        _ => 0,
+    }
+}
+
 /// `kill -9` at moments that nobody has chosen, from the start of leaktrace on: 12 of them, 100 with
 /// `cargo xtask test --full`.
 #[test]
@@ -128,7 +145,7 @@ fn killed_at_random_moments() {
     let mut pairs = Service::start("pairs", [""; 0]);
     let mut reload = Service::start("reload-1.27.3", [""; 0]);
     reload.wait_for("leaked_bytes", 1.0);
-    let (mut attached, mut intervals) = (0, 0);
+    let (mut attached, mut intervals, mut known) = (0, 0, 0);
     for round in 0..rounds {
         random = random
             .wrapping_mul(6_364_136_223_846_793_005)
@@ -146,6 +163,7 @@ fn killed_at_random_moments() {
             .spawn()
             .unwrap();
         sleep(moment);
+        let before = intervals_so_far(&file);
         leaktrace.kill().unwrap();
         leaktrace.wait().unwrap();
         let mut said = String::new();
@@ -162,7 +180,10 @@ fn killed_at_random_moments() {
             assert_eq!(report["window"]["end"], "lost", "{moment:?}: {report:#}");
             let closed = report["window"]["intervals"].as_u64().unwrap();
             assert!(closed > 0, "{moment:?}: {report:#}");
+            // None is lost of those that were in the file a moment before.
+            assert!(closed >= before, "{moment:?}: {closed} of {before}");
             intervals += closed;
+            known += before;
         } else if file.exists() {
             // At most a part of the beginning: a capture, or an error that says that it is none.
             let output = run(["report".as_ref(), file.as_os_str()]);
@@ -171,7 +192,9 @@ fn killed_at_random_moments() {
         }
         assert_nothing_left();
     }
-    println!("{rounds} killed, {attached} of them attached, with {intervals} intervals");
+    println!(
+        "{rounds} killed, {attached} of them attached, with {intervals} intervals, of which {known} were seen before"
+    );
     assert!(attached > 0, "none of {rounds} was attached");
 }
 
