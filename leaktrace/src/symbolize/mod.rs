@@ -15,6 +15,7 @@ pub(crate) mod demangle;
 mod native;
 mod module;
 mod table;
+mod unpacked;
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::PathBuf;

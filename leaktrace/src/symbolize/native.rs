@@ -5,16 +5,11 @@ use std::path::{Path, PathBuf};
 use blazesym::symbolize::source::{Elf, Source};
 use blazesym::symbolize::{CodeInfo, Input, Sym, Symbolized, Symbolizer};
 
-use object::{CompressionFormat, Object as _, ObjectSection as _, read::elf::ElfFile64};
-
 use super::{
     contained::contained,
     demangle::{cut, demangled},
+    unpacked::is_bounded,
 };
-use crate::target::open_image;
-
-/// Bytes that the compressed sections of a file may be unpacked to.
-const MAX_UNPACKED: u64 = 4 << 30;
 
 /// Where a system keeps debug information.
 pub(super) const SYSTEM_DEBUG_DIRS: [&str; 2] = ["/usr/lib/debug", "/lib/debug"];
@@ -44,22 +39,6 @@ pub(super) struct Native {
     refused: Option<String>,
 }
 
-/// Whether the compressed sections of a file claim no more than [`MAX_UNPACKED`]: blazesym takes as much memory as they
-/// claim.
-fn is_bounded(path: &Path) -> bool {
-    let Ok(image) = open_image(path) else {
-        return true;
-    };
-    let Ok(elf) = ElfFile64::<object::Endianness>::parse(image.as_ref()) else {
-        return true;
-    };
-    let claims = elf.sections().filter_map(|section| {
-        let range = section.compressed_file_range().ok()?;
-        (range.format != CompressionFormat::None).then_some(range.uncompressed_size)
-    });
-    claims.fold(0, u64::saturating_add) <= MAX_UNPACKED
-}
-
 impl Native {
     pub(super) fn new(files: Vec<NamesFile>, debug_dirs: &[PathBuf]) -> Self {
         // blazesym follows build ids and .gnu_debuglink into these, and checks the checksum of the latter; a
@@ -74,7 +53,9 @@ impl Native {
             files.into_iter().partition(|file| is_bounded(&file.path));
         let refused = refused.first().map(|file| {
             let path = file.path.display();
-            format!("failed to read symbols of `{path}`: its sections claim to unpack to more than 4 GiB")
+            format!(
+                "failed to read symbols of `{path}`: its sections may unpack to more than 4 GiB"
+            )
         });
         Native {
             symbolizer,
