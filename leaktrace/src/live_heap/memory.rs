@@ -11,6 +11,9 @@ pub struct ProcessGrowth {
     pub held_bytes_per_s: Option<f64>,
     /// Of the whole address space.
     pub mapped_bytes_per_s: Option<f64>,
+    /// How fast what is held grew in the last third of the time, against the first; none where that is not known or
+    /// did not grow.
+    pub pace: Option<f64>,
 }
 
 /// The process's memory by slot.
@@ -61,9 +64,15 @@ impl MemoryHistory {
             let points: Vec<_> = points.iter().map(|&(_, t_s, bytes)| (t_s, bytes)).collect();
             (points.len() > 1).then(|| series::slope(&points))
         };
+        let third = self.held.len() / 3;
+        let (first, last) = (&self.held[..third], &self.held[self.held.len() - third..]);
+        let pace = slope(first).zip(slope(last));
         ProcessGrowth {
             held_bytes_per_s: slope(&self.held),
             mapped_bytes_per_s: slope(&self.mapped),
+            pace: pace
+                .filter(|&(first, _)| first > 0.0)
+                .map(|(first, last)| last / first),
         }
     }
 }
@@ -74,6 +83,7 @@ impl ProcessGrowth {
         let Self {
             held_bytes_per_s: held,
             mapped_bytes_per_s: mapped,
+            ..
         } = self;
         match (held, mapped) {
             (Some(held), Some(mapped)) => Some(held.max(mapped)),

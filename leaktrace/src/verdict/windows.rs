@@ -18,6 +18,19 @@ use super::{
 /// Less than a whole: free memory inside the allocator is used up first.
 const GROWTH_OF_PROCESS: f64 = 0.3;
 
+/// Of the process's growth, the share of a site for which the process's pace speaks: how fast it grew in the last third
+/// of the time, against the first.
+const MOST_OF_PROCESS: f64 = 0.5;
+/// The pace from which such a site does not slow down: were it half as fast in the end, and the rest of the process as
+/// fast as ever, it would be 0.71.
+const GOES_ON: f64 = 0.8;
+/// The share from which a process that slows down does so by this site, for all that the estimate is off.
+const ALL_OF_PROCESS: f64 = 0.75;
+/// The pace below which it does.
+const SLOWS: f64 = 0.5;
+/// So many survivors make a leak where the process goes on at its pace.
+const MIN_SURVIVORS_WITH_PROCESS: f64 = 12.0;
+
 /// What the balance comes to.
 struct Sums<'a> {
     balance: &'a Balance,
@@ -218,7 +231,11 @@ fn doubt(facts: &Facts, sums: &Sums, survivors: &str) -> Option<Doubt> {
             spread.parts.len()
         )));
     }
-    if pace::slowing(&spread) {
+    let pace = facts.process_growth.pace.unwrap_or(f64::NAN);
+    let share = share_of_process(facts, sums);
+    let goes_on = pace >= GOES_ON && share >= MOST_OF_PROCESS;
+    let slows = pace < SLOWS && share >= ALL_OF_PROCESS;
+    if slows || !goes_on && pace::slowing(&spread) {
         let slowing = "it is slowing down, as a cache does that warms up";
         return Some(Doubt::Grows(slowing.into()));
     }
@@ -229,7 +246,11 @@ fn doubt(facts: &Facts, sums: &Sums, survivors: &str) -> Option<Doubt> {
             human::seconds(MIN_LEAK_WINDOW_S)
         )));
     }
-    if (sums.balance.seen.survived.seen as f64) < MIN_OLD_SAMPLES {
+    let least = match goes_on {
+        true => MIN_SURVIVORS_WITH_PROCESS,
+        false => MIN_OLD_SAMPLES,
+    };
+    if (sums.balance.seen.survived.seen as f64) < least {
         return Some(Doubt::Grows(format!("{survivors} are too few to be sure")));
     }
     let least = sums.balance.least_bytes() / sums.window_s;
@@ -241,6 +262,16 @@ fn doubt(facts: &Facts, sums: &Sums, survivors: &str) -> Option<Doubt> {
             human::bytes(process.max(0.0))
         ))
     })
+}
+
+/// Of the process's growth, the share that is this site's, by the estimate: of a few survivors too many may have come
+/// early by chance, of the process's pages each is counted.
+fn share_of_process(facts: &Facts, sums: &Sums) -> f64 {
+    let process = facts.process_growth.held_bytes_per_s.unwrap_or(0.0) * sums.window_s;
+    match process > 0.0 {
+        true => facts.site.growth.value / process,
+        false => 0.0,
+    }
 }
 
 /// When the survivors were born. Windows stand for different lengths of time: a survivor of a long one weighs

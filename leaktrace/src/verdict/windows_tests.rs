@@ -490,3 +490,31 @@ fn without_deaths_nothing_is_said_to_turn_over() {
     });
     assert_eq!(judgement.verdict, Unknown, "{judgement:#?}");
 }
+
+/// So rare that some thirty blocks of it are seen, beside a cache: too few to tell by themselves that it does not slow
+/// down, which the process's own size does.
+#[test]
+fn a_rare_leak_is_told_by_the_process_that_grows_with_it() {
+    let tally = simulate(MINUTE, seeds().max(40), |random| {
+        let mut blocks = leak(random, 23.0);
+        let cache = Site::new(10, 256, 23.0).since(2.0);
+        blocks.extend(cache.blocks(random, |_, _| 1.0));
+        blocks
+    });
+    tally.always(LEAK, &[Leak]);
+    tally.never(Leak);
+}
+
+/// A cache that warms up, of which as few are seen: one in seven came evenly enough, by chance.
+#[test]
+fn a_cache_that_warms_up_is_told_by_the_process_that_slows_down_with_it() {
+    let tally = simulate(MINUTE, seeds().max(40), |random| {
+        Site::new(10, 4096, 60.0).blocks(random, |random, t| {
+            match random.unit() < (-t / 25.0).exp() {
+                true => FOREVER,
+                false => 1e-4,
+            }
+        })
+    });
+    tally.never(Leak);
+}
