@@ -437,9 +437,16 @@ impl Session<'_> {
         windows: &mut MallocWindows<'_>,
     ) -> Result<(), LoadError> {
         if let Some(objects) = &mut self.late_objects {
-            let attach = |probes: &[Uprobe]| match windows.is_on() {
-                true => windows.add(probes, loaded),
-                false => loaded.attach_uprobes(probes, self.target),
+            let overhead = &mut self.overhead;
+            let attach = |probes: &[Uprobe]| {
+                match windows.is_on() {
+                    true => windows.add(probes, loaded)?,
+                    false => loaded.attach_uprobes(probes, self.target)?,
+                }
+                match overhead {
+                    Some(overhead) => overhead.include(loaded),
+                    None => Ok(()),
+                }
             };
             let unseen = objects.look(self.target, self.code.modules(), attach)?;
             self.limits.extend(unseen);

@@ -225,7 +225,7 @@ fn story(target: &str, site: &str, objects: f64) -> (Service, Value) {
 #[test]
 fn the_table_is_kept_by_those_who_wait_for_done() {
     for version in versions() {
-        for mode in ["", "-stripped"] {
+        for mode in ["", "-stripped", "-pie", "-cgo", "-static"] {
             let target = format!("reload-{version}{mode}");
             let (_service, holder) = story(&target, "main.(*rowCache).Store", 40_000.0);
             let group = &holder["goroutines"];

@@ -29,7 +29,7 @@ pub struct Runs {
 /// readings of the clock a run.
 pub struct RunCounter {
     /// By name, each in all its copies.
-    programs: Vec<(String, Vec<OwnedFd>)>,
+    programs: BTreeMap<String, Vec<OwnedFd>>,
     _enabled: OwnedFd,
 }
 
@@ -42,7 +42,17 @@ impl Loaded {
     pub fn count_runs(&self) -> Result<RunCounter, LoadError> {
         let enabled = enable_stats(Stats::RunTime)
             .map_err(|error| LoadError::other("have the kernel count runs of programs", error))?;
-        let mut programs = BTreeMap::<&str, Vec<BorrowedFd<'_>>>::new();
+        let mut counter = RunCounter {
+            programs: BTreeMap::new(),
+            _enabled: enabled,
+        };
+        counter.include(self)?;
+        Ok(counter)
+    }
+
+    /// The programs that are loaded, by name, each in all its copies.
+    fn running(&self) -> BTreeMap<&str, Vec<BorrowedFd<'_>>> {
+        let mut programs = BTreeMap::new();
         for (name, program) in self.ebpf.programs() {
             // The others are not loaded so, or not at all.
             if let Ok(fd) = program.fd() {
@@ -59,17 +69,7 @@ impl Loaded {
         }
         let in_windows = self.in_windows.iter();
         programs.extend(in_windows.map(|(name, program)| (*name, vec![program.as_fd()])));
-        let programs = programs.into_iter().map(|(name, all)| {
-            let all = all.iter().map(BorrowedFd::try_clone_to_owned);
-            Ok((name.to_owned(), all.collect::<io::Result<_>>()?))
-        });
-        let programs = programs
-            .collect::<io::Result<_>>()
-            .map_err(|error| LoadError::other("keep a program", error))?;
-        Ok(RunCounter {
-            programs,
-            _enabled: enabled,
-        })
+        programs
     }
 }
 
@@ -83,6 +83,23 @@ pub struct Counted {
 }
 
 impl RunCounter {
+    /// Counts programs, too, that have been loaded since. What was taken away meanwhile stays counted.
+    ///
+    /// # Errors
+    ///
+    /// There are too many open files.
+    pub fn include(&mut self, loaded: &Loaded) -> Result<(), LoadError> {
+        for (name, copies) in loaded.running() {
+            if !self.programs.contains_key(name) {
+                let copies = copies.iter().map(BorrowedFd::try_clone_to_owned);
+                let copies = copies.collect::<io::Result<_>>();
+                let copies = copies.map_err(|error| LoadError::other("keep a program", error))?;
+                self.programs.insert(name.to_owned(), copies);
+            }
+        }
+        Ok(())
+    }
+
     /// What has been counted so far.
     pub fn read(&self) -> Counted {
         let mut counted = Counted::default();

@@ -83,6 +83,15 @@ impl<'a> Overhead<'a> {
         })
     }
 
+    /// Probes have been attached since.
+    ///
+    /// # Errors
+    ///
+    /// There are too many open files.
+    pub(super) fn include(&mut self, loaded: &Loaded) -> Result<(), LoadError> {
+        self.counter.include(loaded)
+    }
+
     /// Runs of our programs up to the last reading.
     pub(super) fn runs(&self) -> Runs {
         self.counted.runs
