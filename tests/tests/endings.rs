@@ -72,16 +72,18 @@ fn target_exit() {
 #[test]
 fn killed() {
     let mut service = service();
+    let started = Instant::now();
     let run = Leaktrace::record(service.pid(), ["--interval", "500ms"]);
     sleep(Duration::from_secs(4));
     run.signal(Signal::SIGKILL);
+    let most = started.elapsed().as_secs_f64();
     let finished = run.wait();
     assert_eq!(finished.code, None);
     assert!(service.is_running(), "the target did not survive");
     let report = report(&finished.file);
     assert_eq!(report["window"]["end"], "lost", "{:#}", report["window"]);
     let duration = report["window"]["duration_s"].as_f64().unwrap();
-    assert!((2.5..5.0).contains(&duration), "{duration}");
+    assert!((2.5..most).contains(&duration), "{duration} of {most}");
     assert!(!report["sites"].as_array().unwrap().is_empty());
     assert_nothing_left();
 }

@@ -48,10 +48,11 @@ fn the_clock_is_set_back() {
     assert!((1.0..300.0).contains(&duration), "{window}");
     let started = window["start_unix_ns"].as_i64().unwrap() / 1_000_000_000;
     assert!((before - 60..=before + 60).contains(&started), "{window}");
-    assert_eq!(
-        report["limits"].as_array().map(Vec::len),
-        Some(0),
-        "{report:#}"
+    let limits = report["limits"].as_array().unwrap();
+    // A kernel may have one by what it is, whatever the clock does.
+    assert!(
+        limits.iter().all(|limit| limit["what"] == "vm"),
+        "{limits:#?}"
     );
 }
 
