@@ -70,11 +70,12 @@ impl StopSignals {
 ///
 /// It panicked.
 pub(crate) async fn watched<T: Send + 'static>(
+    watch: Watch,
     search: impl FnOnce(&Watch) -> T + Send + 'static,
     signals: &mut StopSignals,
     mut progress: impl FnMut(&Watch),
 ) -> Result<T> {
-    let watch = Arc::new(Watch::default());
+    let watch = Arc::new(watch);
     let its = watch.clone();
     let mut search = spawn_blocking(move || search(&its));
     let mut ticks = interval(TICK);

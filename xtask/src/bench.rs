@@ -202,21 +202,29 @@ fn measure(case: &Case, pairs: u32, window: Duration, workers: Option<u32>) -> R
 
 /// Objects a second, mean over the window.
 fn throughput(service: &Service, window: Duration) -> Result<f64> {
+    rates(service, window).map(|[all, _]| all)
+}
+
+/// Objects a second, and for each second of the program's own processor time; means over the window.
+fn rates(service: &Service, window: Duration) -> Result<[f64; 2]> {
     let lines = service.listen(window)?;
-    let rates: Vec<f64> = lines.iter().filter_map(|(_, line)| rate(line)).collect();
+    let rates: Vec<_> = lines.iter().filter_map(|(_, line)| rate(line)).collect();
     // The first line covers time from before the window.
     let rates = rates.get(1..).unwrap_or_default();
     ensure!(
         !rates.is_empty(),
         "the sample program said nothing for {window:?}"
     );
-    Ok(rates.iter().sum::<f64>() / rates.len() as f64)
+    let mean =
+        |index: usize| rates.iter().map(|rate| rate[index]).sum::<f64>() / rates.len() as f64;
+    Ok([mean(0), mean(1)])
 }
 
-/// The figure in one line of the churn program.
-fn rate(line: &str) -> Option<f64> {
-    let (_, rest) = line.split_once("\"objects_per_s\":")?;
-    rest.trim_end_matches('}').parse().ok()
+/// The figures in one line of the churn program.
+fn rate(line: &str) -> Option<[f64; 2]> {
+    let line: serde_json::Value = serde_json::from_str(line).ok()?;
+    let figure = |name: &str| line[name].as_f64();
+    Some([figure("objects_per_s")?, figure("objects_per_cpu_s")?])
 }
 
 /// Throughput while leaktrace records with these options.
@@ -437,8 +445,8 @@ mod tests {
     #[test]
     fn rate_is_read_from_a_line_of_churn() {
         assert_eq!(
-            rate(r#"{"t_s":1.000,"objects_per_s":42760132}"#),
-            Some(42_760_132.0)
+            rate(r#"{"t_s":1.000,"objects_per_cpu_s":21380066,"objects_per_s":42760132}"#),
+            Some([42_760_132.0, 21_380_066.0])
         );
         assert_eq!(rate(r#"{"ready":true,"pid":7444}"#), None);
     }

@@ -4,7 +4,10 @@ use anyhow::Result;
 use clap::ValueEnum;
 use leaktrace::why;
 
-use super::{Process, process, values::size};
+use super::{
+    Process, process,
+    values::{percent, size},
+};
 
 #[derive(clap::Args)]
 #[command(group = process::is_needed())]
@@ -27,6 +30,9 @@ pub(crate) struct Why {
     /// Memory that its tables may take: eight bytes for each object that can hold pointers.
     #[arg(long, value_name = "SIZE", default_value = "512MiB", value_parser = size)]
     max_memory: u64,
+    /// Most that it may cost the process, in percent of its throughput: the search makes pauses.
+    #[arg(long, value_name = "PCT", default_value = "3", value_parser = percent)]
+    max_overhead: f64,
     /// Form of the result.
     #[arg(long, value_enum, default_value = "text")]
     pub(crate) format: WhyFormat,
@@ -57,6 +63,7 @@ impl Why {
             choice,
             sites: self.sites,
             max_memory: self.max_memory,
+            max_overhead: Some(self.max_overhead / 100.0),
             start_ticks: None,
             sample_rate: None,
         })

@@ -78,7 +78,10 @@ impl Session<'_> {
         let (areas, present) = (self.target.writable()?, self.target.present()?);
         let memory = self.target.memory;
         let search = move |watch: &Watch| references::find(memory, &present, &areas, blocks, watch);
-        let found = watched(search, signals, |watch| recorder.looking(watch)).await?;
+        let found = watched(Watch::default(), search, signals, |watch| {
+            recorder.looking(watch)
+        })
+        .await?;
         let mut tally = Tally::new(&found);
         self.drain
             .each_live_block(|block, stands_for| tally.add(&block, stands_for))?;

@@ -92,6 +92,7 @@ pub(super) fn look(
         choice: Choice::Recorded(wanted),
         sites: SITES,
         max_memory,
+        max_overhead: Some(header.max_overhead_percent / 100.0).filter(|&bound| bound > 0.0),
         start_ticks: Some(target.start_ticks),
         sample_rate: target.go.map(|go| go.sample_rate),
     };

@@ -75,6 +75,8 @@ pub struct Options {
     pub sites: usize,
     /// Bytes of memory that the tables may take.
     pub max_memory: u64,
+    /// Most that the search may cost the process, as a share of its throughput; `None`: it goes as fast as it can.
+    pub max_overhead: Option<f64>,
     /// When the process must have started (field 22 of /proc/PID/stat); another one of the same id is not
     /// looked at.
     pub start_ticks: Option<u64>,
@@ -98,7 +100,14 @@ pub fn why(options: &Options, progress: impl FnMut(&Watch)) -> Result<Why> {
     let options = options.clone();
     runtime.block_on(async {
         let mut signals = StopSignals::catch()?;
-        watched(move |watch| look(&options, watch), &mut signals, progress).await?
+        let watch = Watch::within(options.max_overhead);
+        watched(
+            watch,
+            move |watch| look(&options, watch),
+            &mut signals,
+            progress,
+        )
+        .await?
     })
 }
 

@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::{SETTLE, spread, throughput};
+use super::{SETTLE, rates, spread, throughput};
 use crate::{bench::report::wait, go, run, run::as_root, service::Service, workspace};
 
 /// What a case has in its name.
@@ -17,6 +17,9 @@ pub(super) const NAME: &str = "why of a large heap";
 /// What is kept, in MiB, in objects of 96 bytes. With what it allocates between two collections the heap is about
 /// twice as large: 0.25, 1 and 2 GiB.
 const KEPT: [u64; 3] = [128, 512, 1024];
+
+/// `--max-overhead`: as fast as it can, and the default.
+const PACES: [&str; 2] = ["50", "3"];
 
 /// How long the program takes to make the largest heap, at most.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -28,7 +31,8 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// When a command fails or the program ends.
 pub(super) fn measure(turns: u32, window: Duration, workers: Option<u32>) -> Result<()> {
     println!(
-        "\n{NAME}, objects of 96 bytes          whole command, s         peak memory, MiB   throughput meanwhile"
+        "\n{NAME}, objects of 96 bytes: whole command, s; peak memory, MiB; throughput meanwhile, and for each second \
+         of the program's processor time"
     );
     for heap in KEPT {
         let program = workspace::targets().join(format!("churn-{}", go::NEWEST.number));
@@ -44,22 +48,27 @@ pub(super) fn measure(turns: u32, window: Duration, workers: Option<u32>) -> Res
         arguments.extend(super::SLOWER);
         let service = Service::start(&program, &arguments)?;
         wait_for(&service)?;
-        let (mut seconds, mut ratios, mut peak) = (Vec::new(), Vec::new(), 0);
-        for _ in 0..turns {
-            let before = throughput(&service, window)?;
-            let (meanwhile, took, peak_bytes) = look(&service)?;
-            thread::sleep(SETTLE);
-            let after = throughput(&service, window)?;
-            ratios.push(meanwhile / f64::midpoint(before, after));
-            seconds.push(took.as_secs_f64());
-            peak = peak.max(peak_bytes >> 20);
+        for pace in PACES {
+            let (mut seconds, mut ratios, mut peak) = (Vec::new(), [Vec::new(), Vec::new()], 0);
+            for _ in 0..turns {
+                let before = rates(&service, window)?;
+                let (meanwhile, took, peak_bytes) = look(&service, pace)?;
+                thread::sleep(SETTLE);
+                let after = rates(&service, window)?;
+                for (index, ratios) in ratios.iter_mut().enumerate() {
+                    ratios.push(meanwhile[index] / f64::midpoint(before[index], after[index]));
+                }
+                seconds.push(took.as_secs_f64());
+                peak = peak.max(peak_bytes >> 20);
+            }
+            println!(
+                "  {heap:>5} MiB kept, {:>4.1} M objects, --max-overhead {pace:>3} {:>22} {peak:>5} {:>24} {:>24}",
+                heap as f64 * 1.048_576 / 96.0,
+                spread(&mut seconds, 2),
+                spread(&mut ratios[0], 3),
+                spread(&mut ratios[1], 3)
+            );
         }
-        println!(
-            "  {heap:>5} MiB kept, {:>4.1} M objects {:>30} {peak:>12} {:>30}",
-            heap as f64 * 1.048_576 / 96.0,
-            spread(&mut seconds, 2),
-            spread(&mut ratios, 3)
-        );
     }
     Ok(())
 }
@@ -75,11 +84,12 @@ fn wait_for(service: &Service) -> Result<()> {
     anyhow::bail!("the sample program did not make its heap within {PATIENCE:?}")
 }
 
-/// The program's throughput while it is looked at, how long that took, and its most resident memory in bytes.
-fn look(service: &Service) -> Result<(f64, Duration, u64)> {
+/// The program's rates while it is looked at, how long that took, and its most resident memory in bytes.
+fn look(service: &Service, pace: &str) -> Result<([f64; 2], Duration, u64)> {
     let mut command: Command = as_root(workspace::leaktrace());
     command
         .args(["why", "-p", &service.pid().to_string(), "--format", "json"])
+        .args(["--max-overhead", pace])
         .stdout(Stdio::null());
     let start = Instant::now();
     let mut child = command
@@ -89,9 +99,9 @@ fn look(service: &Service) -> Result<(f64, Duration, u64)> {
         let waited = wait(&mut child);
         (waited, Instant::now())
     });
-    let mut rates = Vec::new();
+    let mut meanwhile = Vec::new();
     while !ended.is_finished() {
-        rates.extend(throughput(service, Duration::from_millis(600)).ok());
+        meanwhile.extend(rates(service, Duration::from_millis(600)).ok());
     }
     let (waited, end) = ended
         .join()
@@ -104,9 +114,12 @@ fn look(service: &Service) -> Result<(f64, Duration, u64)> {
         run::line(&command)
     );
     ensure!(
-        !rates.is_empty(),
+        !meanwhile.is_empty(),
         "the sample program said nothing meanwhile"
     );
-    let mean = rates.iter().sum::<f64>() / rates.len() as f64;
-    Ok((mean, end - start, peak_bytes))
+    let mean = |index: usize| {
+        let sum: f64 = meanwhile.iter().map(|rates| rates[index]).sum();
+        sum / meanwhile.len() as f64
+    };
+    Ok(([mean(0), mean(1)], end - start, peak_bytes))
 }

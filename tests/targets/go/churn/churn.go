@@ -68,6 +68,15 @@ func work(count *counter, spin int) {
 	}
 }
 
+// used is the processor time of the process so far.
+func used() time.Duration {
+	var usage syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &usage); err != nil {
+		panic(err)
+	}
+	return time.Duration(usage.Utime.Nano() + usage.Stime.Nano())
+}
+
 func main() {
 	workers := flag.Int("workers", runtime.GOMAXPROCS(0), "goroutines that allocate")
 	spin := flag.Int("spin", 0, "steps of other work for each object")
@@ -96,7 +105,7 @@ func main() {
 
 	heap = tree(*standing << 20 / 96)
 	started := time.Now()
-	last, lastTotal := started, int64(0)
+	last, lastTotal, lastUsed := started, int64(0), used()
 	ticks := time.NewTicker(*interval)
 	for round := 0; *rounds == 0 || round < *rounds; round++ {
 		select {
@@ -109,7 +118,9 @@ func main() {
 			total += counters[i].objects.Load()
 		}
 		rate := float64(total-lastTotal) / now.Sub(last).Seconds()
-		fmt.Printf("{\"t_s\":%.3f,\"objects_per_s\":%.0f}\n", now.Sub(started).Seconds(), rate)
-		last, lastTotal = now, total
+		cpu := used()
+		ofCPU := float64(total-lastTotal) / (cpu - lastUsed).Seconds()
+		fmt.Printf("{\"t_s\":%.3f,\"objects_per_cpu_s\":%.0f,\"objects_per_s\":%.0f}\n", now.Sub(started).Seconds(), ofCPU, rate)
+		last, lastTotal, lastUsed = now, total, cpu
 	}
 }
