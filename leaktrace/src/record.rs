@@ -443,10 +443,7 @@ impl Session<'_> {
                     true => windows.add(probes, loaded)?,
                     false => loaded.attach_uprobes(probes, self.target)?,
                 }
-                match overhead {
-                    Some(overhead) => overhead.include(loaded),
-                    None => Ok(()),
-                }
+                overhead.iter_mut().try_for_each(|its| its.include(loaded))
             };
             let unseen = objects.look(self.target, self.code.modules(), attach)?;
             self.limits.extend(unseen);
