@@ -123,6 +123,13 @@ fn own_stack<'a>(go: &GoTarget, pcs: &'a [u64], of_runtime: &mut HashMap<u64, bo
     }
 }
 
+/// Whether a slot of that size can hold an object of this one: no more than a page larger than what was asked for or
+/// than twice as much. Otherwise the object has died since its sample was read, and its span serves others.
+fn may_be(object_size: u64, slot: u64) -> bool {
+    const PAGE: u64 = 8192;
+    (object_size..=object_size.saturating_mul(2).saturating_add(PAGE)).contains(&slot)
+}
+
 /// The sites asked for, and how many there are in all. Buckets of one stack outside the runtime are
 /// one site.
 pub(super) fn choose(
@@ -139,6 +146,7 @@ pub(super) fn choose(
     for sample in samples {
         if let Some(bucket) = buckets.get(&sample.bucket)
             && let Some(object) = heap.object_at(sample.address)
+            && may_be(bucket.object_size, heap.size(object))
         {
             let stands_for = sampler.scale(bucket.object_size);
             by_stack
@@ -259,6 +267,21 @@ impl Site {
             stack,
             samples,
             address: None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::may_be;
+
+    #[test]
+    fn a_slot_that_serves_others_is_told() {
+        for (object, slot) in [(1, 8), (48, 48), (4097, 4864), (40_000, 40_960), (300, 320)] {
+            assert!(may_be(object, slot), "{object} in {slot}");
+        }
+        for (object, slot) in [(48, 32), (64, 1 << 20), (300, 288)] {
+            assert!(!may_be(object, slot), "{object} in {slot}");
         }
     }
 }
