@@ -41,7 +41,7 @@ pub(crate) fn run() -> Result<()> {
     make()
 }
 
-/// [`run`], and all of it once more from a clone in another folder, with a cargo target of its own: the sums must be
+/// [`run()`], and all of it once more from a clone in another folder, with a cargo target of its own: the sums must be
 /// the same.
 ///
 /// # Errors

@@ -78,8 +78,9 @@ impl Watch {
         let begin = self.now_ns();
         let busy = Duration::from_nanos(begin.saturating_sub(self.since_ns.load(Relaxed)));
         let credit = Duration::from_nanos(self.credit_ns.load(Relaxed));
-        let pause = busy.mul_f64(1.0 / self.share - 1.0).saturating_sub(credit);
-        if pause >= LEAST_PAUSE && !self.is_stopped() {
+        if let Some(pause) = self.pause(busy, credit)
+            && !self.is_stopped()
+        {
             thread::sleep(pause);
             let end = self.now_ns();
             let late = Duration::from_nanos(end - begin).saturating_sub(pause);
@@ -87,6 +88,13 @@ impl Watch {
             self.credit_ns
                 .store(late.min(MOST_CREDIT).as_nanos() as u64, Relaxed);
         }
+    }
+
+    /// For how long to pause after so much reading, where the last pause was too long by `credit`; `None`: not yet.
+    fn pause(&self, busy: Duration, credit: Duration) -> Option<Duration> {
+        let pause = busy.mul_f64(1.0 / self.share - 1.0);
+        let pause = pause.saturating_sub(credit);
+        (pause >= LEAST_PAUSE).then_some(pause)
     }
 
     fn now_ns(&self) -> u64 {
@@ -103,23 +111,26 @@ impl Watch {
 mod tests {
     use super::*;
 
-    /// Reads for a while, and gives the part of the time in which it did.
-    fn share(watch: &Watch) -> f64 {
-        let (start, mut busy) = (Instant::now(), Duration::ZERO);
-        watch.begin(0);
-        while start.elapsed() < Duration::from_millis(200) {
-            let from = Instant::now();
-            while from.elapsed() < Duration::from_micros(300) {}
-            busy += from.elapsed();
-            watch.add(1);
-        }
-        busy.as_secs_f64() / start.elapsed().as_secs_f64()
-    }
-
     #[test]
     fn it_reads_for_a_part_of_the_time_only() {
-        // However late it is woken up, never for more.
-        assert!(share(&Watch::within(Some(AT_FULL_SPEED / 4.0))) < 0.35);
-        assert_eq!(Watch::within(Some(1.0)).share, 1.0);
+        let pause = |share: f64, busy_us: u64, credit_us: u64| {
+            let watch = Watch::within(Some(AT_FULL_SPEED * share));
+            let pause = watch.pause(
+                Duration::from_micros(busy_us),
+                Duration::from_micros(credit_us),
+            );
+            pause.map(|pause| (pause.as_secs_f64() * 1e6).round() as u64)
+        };
+        assert_eq!(pause(0.25, 10_000, 0), Some(30_000));
+        assert_eq!(pause(0.25, 10_000, 12_000), Some(18_000));
+        // Short ones add up first.
+        assert_eq!(pause(0.25, 500, 0), None);
+        assert_eq!(pause(0.25, 10_000, 40_000), None);
+        assert_eq!(pause(1.0, 1_000_000, 0), None);
+        let unbounded = Watch::within(None);
+        assert_eq!(
+            unbounded.pause(Duration::from_secs(1), Duration::ZERO),
+            None
+        );
     }
 }
