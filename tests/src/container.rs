@@ -164,10 +164,7 @@ impl Container {
     ///
     /// It is gone.
     pub fn ns_pid(&self) -> i32 {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.pid)).expect("it runs");
-        let line = status.lines().find(|line| line.starts_with("NSpid:"));
-        let pid = line.and_then(|line| line.split_whitespace().last());
-        pid.and_then(|pid| pid.parse().ok()).expect("a PID inside")
+        *ns_pids(self.pid).last().expect("a PID inside")
     }
 
     /// A file of its, as the host can reach it.
@@ -182,6 +179,18 @@ impl Container {
             .join("root")
             .join(inside)
     }
+}
+
+/// The process ids of a process: on the host, and in each pid namespace that it is in, the innermost last.
+///
+/// # Panics
+///
+/// It is gone.
+pub fn ns_pids(pid: i32) -> Vec<i32> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
+    let pids = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
+    let pids = pids.expect("the kernel tells them").split_whitespace();
+    pids.map(|pid| pid.parse().expect("a PID")).collect()
 }
 
 /// The child of the child, and so on, that has none itself.

@@ -18,7 +18,7 @@ mod watchdog;
 
 pub use blocks::{Counts, blocks_of, told};
 pub use browser::Browser;
-pub use container::{Container, Root, innermost};
+pub use container::{Container, Root, innermost, ns_pids};
 pub use hoard::{Hoard, live_bytes};
 pub use matrix::{go_modes, go_versions};
 pub use memory_cgroup::MemoryCgroup;

@@ -5,7 +5,7 @@ use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, process::Output};
 
 use leaktrace_tests::{
     Container, Finished, Leaktrace, MemoryCgroup, Root, Service, assert_nothing_left, blocks_of,
-    innermost, run, sample, told,
+    innermost, ns_pids, run, sample, told,
 };
 use nix::{sys::signal::Signal, sys::stat::Mode, unistd::mkfifo};
 use serde_json::{Value, json};
@@ -215,13 +215,7 @@ fn a_process_by_its_pids_in_both_namespaces() {
     let mut service = Service::start_at(Path::new("/usr/bin/unshare"), arguments);
     service.line();
     let pid = innermost(service.pid());
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let pids = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
-    let pids: Vec<i32> = pids
-        .unwrap()
-        .split_whitespace()
-        .map(|pid| pid.parse().unwrap())
-        .collect();
+    let pids = ns_pids(pid);
     let [_, between, 1] = pids[..] else {
         panic!("{pids:?}");
     };

@@ -215,9 +215,16 @@ fn rates(service: &Service, window: Duration) -> Result<[f64; 2]> {
         !rates.is_empty(),
         "the sample program said nothing for {window:?}"
     );
-    let mean =
-        |index: usize| rates.iter().map(|rate| rate[index]).sum::<f64>() / rates.len() as f64;
-    Ok([mean(0), mean(1)])
+    Ok(means(rates))
+}
+
+/// The mean of each of both figures.
+fn means(rates: &[[f64; 2]]) -> [f64; 2] {
+    let mean = |index: usize| {
+        let sum: f64 = rates.iter().map(|rate| rate[index]).sum();
+        sum / rates.len() as f64
+    };
+    [mean(0), mean(1)]
 }
 
 /// The figures in one line of the churn program.

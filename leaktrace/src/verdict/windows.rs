@@ -231,10 +231,10 @@ fn doubt(facts: &Facts, sums: &Sums, survivors: &str) -> Option<Doubt> {
             spread.parts.len()
         )));
     }
-    let pace = facts.process_growth.pace.unwrap_or(f64::NAN);
+    let pace_of_process = facts.process_growth.pace.unwrap_or(f64::NAN);
     let share = share_of_process(facts, sums);
-    let goes_on = pace >= GOES_ON && share >= MOST_OF_PROCESS;
-    let slows = pace < SLOWS && share >= ALL_OF_PROCESS;
+    let goes_on = pace_of_process >= GOES_ON && share >= MOST_OF_PROCESS;
+    let slows = pace_of_process < SLOWS && share >= ALL_OF_PROCESS;
     if slows || !goes_on && pace::slowing(&spread) {
         let slowing = "it is slowing down, as a cache does that warms up";
         return Some(Doubt::Grows(slowing.into()));

@@ -42,6 +42,16 @@ impl Site {
         }
     }
 
+    /// A cache that warms up: it keeps what comes the less likely, the later, with that time constant.
+    fn warming(&self, random: &mut Random, seconds: f64) -> Vec<Block> {
+        self.blocks(random, |random, t| {
+            match random.unit() < (-t / seconds).exp() {
+                true => FOREVER,
+                false => 1e-4,
+            }
+        })
+    }
+
     fn blocks(
         &self,
         random: &mut Random,
@@ -366,13 +376,7 @@ fn caches_that_begin_with_the_recording_are_no_leaks_once_they_evict() {
             false => 0.0,
         });
         blocks.extend(first);
-        let warming = Site::new(15, 3072, 500.0);
-        blocks.extend(warming.blocks(random, |random, t| {
-            match random.unit() < (-t / 20.0).exp() {
-                true => FOREVER,
-                false => 1e-4,
-            }
-        }));
+        blocks.extend(Site::new(15, 3072, 500.0).warming(random, 20.0));
         blocks
     });
     tally.never(Leak);
@@ -509,12 +513,7 @@ fn a_rare_leak_is_told_by_the_process_that_grows_with_it() {
 #[test]
 fn a_cache_that_warms_up_is_told_by_the_process_that_slows_down_with_it() {
     let tally = simulate(MINUTE, seeds().max(40), |random| {
-        Site::new(10, 4096, 60.0).blocks(random, |random, t| {
-            match random.unit() < (-t / 25.0).exp() {
-                true => FOREVER,
-                false => 1e-4,
-            }
-        })
+        Site::new(10, 4096, 60.0).warming(random, 25.0)
     });
     tally.never(Leak);
 }

@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::{SETTLE, rates, spread, throughput};
+use super::{SETTLE, means, rates, spread, throughput};
 use crate::{bench::report::wait, go, run, run::as_root, service::Service, workspace};
 
 /// What a case has in its name.
@@ -117,9 +117,5 @@ fn look(service: &Service, pace: &str) -> Result<([f64; 2], Duration, u64)> {
         !meanwhile.is_empty(),
         "the sample program said nothing meanwhile"
     );
-    let mean = |index: usize| {
-        let sum: f64 = meanwhile.iter().map(|rates| rates[index]).sum();
-        sum / meanwhile.len() as f64
-    };
-    Ok(([mean(0), mean(1)], end - start, peak_bytes))
+    Ok((means(&meanwhile), end - start, peak_bytes))
 }

@@ -31,6 +31,7 @@ const SUITES: [(&str, &str); 9] = [
 const FLAVOUR: &str = "-cloud-amd64";
 /// Those that preempt nearly all of their own code (PREEMPT_RT), and how a series of them is named: `6.1-rt`.
 const FLAVOUR_RT: &str = "-rt-amd64";
+const FLAVOURS: [&str; 2] = [FLAVOUR, FLAVOUR_RT];
 const RT: &str = "-rt";
 /// In this order: since 6.19 `linux-image` is empty. Old packages go from the archive one by one, while its lists
 /// still have them.
@@ -177,8 +178,8 @@ fn release(package: &str) -> Option<&str> {
         .find_map(|(before, _)| package.strip_prefix(before))?;
     let release = rest.strip_suffix("-unsigned").unwrap_or(rest);
     // Others name no release, but whatever is the newest: `linux-image-6.12-cloud-amd64`.
-    let is_flavour = [FLAVOUR, FLAVOUR_RT].iter().any(|of| release.ends_with(of));
-    (is_flavour && numbers(release).len() > 3).then_some(release)
+    let has_flavour = FLAVOURS.iter().any(|of| release.ends_with(of));
+    (has_flavour && numbers(release).len() > 3).then_some(release)
 }
 
 fn is_of(release: &str, series: &str) -> bool {
@@ -191,7 +192,7 @@ fn is_of(release: &str, series: &str) -> bool {
 
 /// The numbers of `6.12.118+deb13-cloud-amd64`, by which releases are in order: 6, 12, 118, 13.
 fn numbers(release: &str) -> Vec<u32> {
-    let mut flavours = [FLAVOUR, FLAVOUR_RT].iter();
+    let mut flavours = FLAVOURS.iter();
     let version = flavours.find_map(|of| release.strip_suffix(of));
     let parts = version
         .unwrap_or(release)
