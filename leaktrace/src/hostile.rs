@@ -326,11 +326,18 @@ fn walk(memory: Memory, go: &GoTarget) {
     heap::samples(&heap);
     let all: u64 = heap.bytes().0;
     if let Ok(roots) = heap::Roots::find(&heap, go, &goroutines, &census, |_| false)
-        && let Ok(mark) = heap::Mark::new(&heap, [], &HashSet::new(), 256 << 20, &Watch::default())
         // More than is there is not gone through here, but by a test of its own.
         && all < 1 << 24
     {
-        mark.run(&roots);
+        let (none, watch, memory) = (HashSet::new(), Watch::default(), 256 << 20);
+        heap::Mark::new(&heap, [], &none, memory, &watch).run(&roots);
+        let each = heap
+            .spans()
+            .iter()
+            .filter_map(|span| heap.object_at(span.start));
+        if let Ok(back) = heap::Back::new(&heap, each, &none, memory, &watch) {
+            back.run(&roots);
+        }
     }
     if let Some(types) = heap::Types::find(&heap, go) {
         let spans = heap.spans().iter().take(64);

@@ -30,7 +30,7 @@ use tokio::{
 use crate::{
     capture::schema,
     drain::{Drain, Goroutines, Purpose},
-    inventory::{MemoryReader, goroutines::LiveSample},
+    inventory::{MemoryReader, Watch, goroutines::LiveSample},
     loader::{
         KernelLog, LoadError, Loaded, MapSizes, ProbeSet, UnwindMaps, check_host, ensure_tracefs,
     },
@@ -308,8 +308,10 @@ async fn watch(
     session.memory.whole_next();
     session.interval(recorder, true)?;
     if let Some(max_memory) = options.retention {
-        let look = session.look_for_references(max_memory, in_windows, &mut ends.signals, recorder);
-        look.await;
+        let watch = Watch::within(overhead::bound(options, plan));
+        session
+            .look_for_references(max_memory, watch, in_windows, &mut ends.signals, recorder)
+            .await;
     }
     session.forks.iter_mut().for_each(Forks::stop);
     for detaching in session.detaching.drain(..) {

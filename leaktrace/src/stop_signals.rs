@@ -1,12 +1,12 @@
 //! The signals that end what takes long, in order.
 
-use std::{future::poll_fn, sync::Arc, task::Poll, time::Duration};
+use std::{future::poll_fn, sync::Arc, task::Poll, thread, time::Duration};
 
 use anyhow::{Context as _, Result};
 use procfs::process::Process;
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
-    task::spawn_blocking,
+    sync::oneshot,
     time::{MissedTickBehavior, interval},
 };
 
@@ -63,12 +63,12 @@ impl StopSignals {
     }
 }
 
-/// Lets a search run on a thread of its own. A signal ends it early, with what it has found; `progress` is
-/// called ten times a second.
+/// Lets a search run on a thread of its own, which lets all others go first: the target is not to wait for a processor
+/// that it is looked at with. A signal ends it early, with what it has found; `progress` is called ten times a second.
 ///
 /// # Errors
 ///
-/// It panicked.
+/// No thread can be made, or it panicked.
 pub(crate) async fn watched<T: Send + 'static>(
     watch: Watch,
     search: impl FnOnce(&Watch) -> T + Send + 'static,
@@ -77,13 +77,24 @@ pub(crate) async fn watched<T: Send + 'static>(
 ) -> Result<T> {
     let watch = Arc::new(watch);
     let its = watch.clone();
-    let mut search = spawn_blocking(move || search(&its));
+    let (found, mut ended) = oneshot::channel();
+    let run = move || {
+        const LEAST: i32 = 19;
+        // Where that is forbidden the search is made all the same.
+        let _ = rustix::process::nice(LEAST);
+        // Whoever waits for it may have given up.
+        let _ = found.send(search(&its));
+    };
+    thread::Builder::new()
+        .name("search".to_owned())
+        .spawn(run)
+        .context("failed to make a thread")?;
     let mut ticks = interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
     loop {
         tokio::select! {
             biased;
-            found = &mut search => return found.context("failed to look at the process"),
+            found = &mut ended => return found.context("failed to look at the process"),
             () = signals.recv() => watch.stop(),
             _ = ticks.tick() => progress(&watch),
         }

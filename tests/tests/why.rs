@@ -86,12 +86,32 @@ fn is_variable(holder: &Value, name: &str, stripped: bool) {
     }
 }
 
+/// Too little memory for the table that is needed from the roots on: the search goes back from the objects.
+const BACK: [&str; 2] = ["--max-memory", "44MiB"];
+
+/// Both ways lead to the same answer.
 fn shapes(version: &str, stripped: bool) {
     let mode = if stripped { "-stripped" } else { "" };
     let mut service = Service::start(&format!("retain-{version}{mode}"), [""; 0]);
     service.line();
-    let why = why(service.pid(), &["--function", "main.in", "-n", "40"]);
-    assert_eq!(why["target"]["stripped"], stripped);
+    for way in [&[][..], &BACK] {
+        let look = |function| {
+            let why = why(
+                service.pid(),
+                &[&["--function", function, "-n", "40"], way].concat(),
+            );
+            assert_eq!(why["target"]["stripped"], stripped);
+            let is_back = why["pass"]["backward_scans"].is_u64();
+            assert_eq!(is_back, !way.is_empty(), "{}", why["pass"]);
+            why
+        };
+        are_told(&look("main.in"), stripped);
+        is_on_stack(&look("main.onStack"));
+    }
+    assert!(service.is_running(), "the target did not survive");
+}
+
+fn are_told(why: &Value, stripped: bool) {
     for (function, variable) in [
         ("main.inGlobalMap", "main.globalMap"),
         ("main.inGlobalBytes", "main.globalBytes"),
@@ -102,9 +122,9 @@ fn shapes(version: &str, stripped: bool) {
         ("main.inList", "main.list"),
         ("main.inTimer", "runtime.allp"),
     ] {
-        is_variable(only_holder(&why, function), variable, stripped);
+        is_variable(only_holder(why, function), variable, stripped);
     }
-    let callback = hops(only_holder(&why, "main.inCallback"));
+    let callback = hops(only_holder(why, "main.inCallback"));
     let closure = callback
         .iter()
         .find(|hop| hop["named_by"] == "closure")
@@ -116,14 +136,14 @@ fn shapes(version: &str, stripped: bool) {
             .starts_with("main.fill.func"),
         "{closure}"
     );
-    let list = hops(only_holder(&why, "main.inList"));
+    let list = hops(only_holder(why, "main.inList"));
     assert_eq!(
         list.last().unwrap()["times"],
         serde_json::json!([1, EACH]),
         "{list:#?}"
     );
 
-    let ticker = only_holder(&why, "main.inTicker");
+    let ticker = only_holder(why, "main.inTicker");
     assert_eq!(
         (&ticker["kind"], &ticker["holding"]),
         (&"goroutines".into(), &EACH.into())
@@ -131,11 +151,11 @@ fn shapes(version: &str, stripped: bool) {
     let group = &ticker["goroutines"];
     assert_eq!(group["blocked_at"]["function"], "main.tick", "{group:#}");
 
-    let finalizer = only_holder(&why, "main.inFinalizer");
+    let finalizer = only_holder(why, "main.inFinalizer");
     assert_eq!(finalizer["kind"], "finalizer", "{finalizer:#}");
 
     // One of them is being run; the others wait for it.
-    let queued = find(&why, "main.inFinalizerQueue");
+    let queued = find(why, "main.inFinalizerQueue");
     let running = |holder: &Value| holder["goroutines"]["created_by"]["function"].clone();
     let holders = queued["holders"].as_array().unwrap();
     let runs = holders
@@ -159,15 +179,16 @@ fn shapes(version: &str, stripped: bool) {
         assert_eq!(waits["amount"]["samples"], EACH - 1, "{waits:#}");
     }
 
-    let garbage = find(&why, "main.inNothing");
+    let garbage = find(why, "main.inNothing");
     assert_eq!(garbage["unreached"]["samples"], EACH, "{garbage:#}");
     assert!(
         garbage["holders"].as_array().unwrap().is_empty(),
         "{garbage:#}"
     );
+}
 
-    let stack = self::why(service.pid(), &["--function", "main.onStack"]);
-    let stack = only_holder(&stack, "main.onStack");
+fn is_on_stack(why: &Value) {
+    let stack = only_holder(why, "main.onStack");
     assert_eq!(
         (&stack["kind"], &stack["holding"]),
         (&"goroutines".into(), &EACH.into())
@@ -186,7 +207,6 @@ fn shapes(version: &str, stripped: bool) {
         "line {line}"
     );
     assert_eq!(group["created_by"]["function"], "main.fill");
-    assert!(service.is_running(), "the target did not survive");
 }
 
 #[test]
@@ -208,15 +228,27 @@ fn story(target: &str, site: &str, objects: f64) -> (Service, Value) {
     let limit = format!("-leak-limit-bytes={}", 24 << 20);
     let mut service = Service::start(target, ["-leak-bytes-per-s=33554432".to_owned(), limit]);
     service.wait_for("leaked_objects", objects);
-    let why = why(service.pid(), &["--function", site, "-n", "1"]);
-    let found = find(&why, site).clone();
-    let holder = found["holders"][0].clone();
-    let share = |of: &Value| of["bytes"].as_f64().unwrap();
-    assert_eq!(holder["kind"], "goroutines", "{found:#}");
-    assert!(
-        share(&holder["amount"]) > 0.9 * share(&found["total"]),
-        "{found:#}"
-    );
+    let look = |way: &[&str]| {
+        let why = why(
+            service.pid(),
+            &[&["--function", site, "-n", "1"], way].concat(),
+        );
+        let found = find(&why, site).clone();
+        let holder = found["holders"][0].clone();
+        let share = |of: &Value| of["bytes"].as_f64().unwrap();
+        assert_eq!(holder["kind"], "goroutines", "{found:#}");
+        assert!(
+            share(&holder["amount"]) > 0.9 * share(&found["total"]),
+            "{found:#}"
+        );
+        holder
+    };
+    let (holder, back) = (look(&[]), look(&BACK));
+    for what in ["wait_reason", "blocked_at", "created_by"] {
+        assert_eq!(back["goroutines"][what], holder["goroutines"][what]);
+    }
+    let last = |holder: &Value| hops(holder).last().unwrap()["name"].clone();
+    assert_eq!(last(&back), last(&holder));
     assert!(service.is_running(), "the target did not survive");
     (service, holder)
 }
@@ -415,6 +447,7 @@ fn memory_that_is_rewritten_meanwhile() {
                 &["goroutines"][..],
                 &["why"],
                 &["why", "--heap"],
+                &["why", "--heap", "--max-memory", "44MiB"],
                 &["check"],
             ] {
                 let pid = pid.to_string();

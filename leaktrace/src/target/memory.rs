@@ -18,7 +18,7 @@ pub struct Memory {
 }
 
 /// What [`Memory::read_each`] has read.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Ranges {
     bytes: Vec<u8>,
     at: Vec<Option<(usize, usize)>>,
@@ -134,12 +134,18 @@ impl Memory {
     /// Ranges that lie close to each other are read in one piece: the kernel takes longer to find a
     /// range than to copy some hundred bytes more.
     pub fn read_each(&self, ranges: &[(u64, usize)]) -> Ranges {
+        let mut result = Ranges::default();
+        self.read_each_into(ranges, &mut result);
+        result
+    }
+
+    /// The same in place of what `result` had, in its memory: fresh pages for each batch of a long search would be
+    /// an eighth of its time.
+    pub fn read_each_into(&self, ranges: &[(u64, usize)], result: &mut Ranges) {
         let mut order: Vec<usize> = (0..ranges.len()).filter(|&i| ranges[i].1 > 0).collect();
         order.sort_unstable_by_key(|&index| ranges[index].0);
-        let mut result = Ranges {
-            bytes: Vec::new(),
-            at: vec![None; ranges.len()],
-        };
+        result.at.clear();
+        result.at.resize(ranges.len(), None);
         // Each piece: where it is, its length, and the place of its first range in `order`.
         let mut pieces: Vec<(u64, usize, usize)> = Vec::new();
         for (place, &index) in order.iter().enumerate() {
@@ -153,14 +159,16 @@ impl Memory {
         }
         let ends: Vec<usize> = pieces.iter().skip(1).map(|piece| piece.2).collect();
         let mut ends = ends.into_iter().chain([order.len()]);
+        let mut base = 0;
         for pieces in pieces.chunks(MAX_RANGES) {
-            let base = result.bytes.len();
             let whole: usize = pieces.iter().map(|(_, len, _)| len).sum();
-            result.bytes.resize(base + whole, 0);
+            if result.bytes.len() < base + whole {
+                result.bytes.resize(base + whole, 0);
+            }
             let remote: Vec<_> = pieces.iter().map(|&(at, len, _)| remote(at, len)).collect();
             let is_read = process_vm_readv(
                 Pid::from_raw(self.pid),
-                &mut [IoSliceMut::new(&mut result.bytes[base..])],
+                &mut [IoSliceMut::new(&mut result.bytes[base..base + whole])],
                 &remote,
             ) == Ok(whole);
             let mut at = base;
@@ -177,8 +185,8 @@ impl Memory {
                 }
                 at += len;
             }
+            base += whole;
         }
-        result
     }
 
     fn error(&self, address: u64, len: usize, reason: String) -> MemoryError {

@@ -43,7 +43,7 @@ pub use self::{
     image::open_image,
     mapping::{Backing, Mapping},
     maps::{AddressMap, Module},
-    memory::{Memory, MemoryError},
+    memory::{Memory, MemoryError, Ranges},
     ns_pid::{NsPidError, find_ns_pid},
     sampler_switch::{PutBack, RATE as SAMPLER_RATE, SamplerSwitch, SwitchError},
     smaps::{Resident, SmapsError},

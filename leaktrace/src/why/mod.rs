@@ -3,10 +3,9 @@
 
 mod groups;
 mod hops;
+mod search;
 mod shapes;
 mod sites;
-
-use std::collections::HashSet;
 
 use anyhow::{Context as _, Result};
 
@@ -14,7 +13,7 @@ use crate::{
     goroutines::Code,
     inventory::{
         goroutines::Goroutines,
-        heap::{Fate, Heap, Mark, MarkError, Paths, Root, Roots, Types, samples},
+        heap::{Heap, Root, Roots, TooLarge, Types, samples},
     },
     live_heap::Sampler,
     privileges::{self, Phase},
@@ -27,14 +26,11 @@ use crate::{
 };
 use groups::Groups;
 use hops::Hops;
+use search::{Asked, Search};
 use shapes::Tally;
-use sites::Site;
+use sites::{Site, Sites};
 
 pub use crate::inventory::Watch;
-
-/// Passes at most: one more each time that of a site more than one path in a hundred does not
-/// hold.
-const MAX_PASSES: u64 = 5;
 
 /// What to explain.
 #[derive(Clone, Debug, PartialEq)]
@@ -111,12 +107,7 @@ pub fn why(options: &Options, progress: impl FnMut(&Watch)) -> Result<Why> {
     })
 }
 
-/// In a thread of its own, which lets all others go first from now on: the target is not to wait for a processor that
-/// it is looked at with.
 fn look(options: &Options, watch: &Watch) -> Result<Why> {
-    const LEAST: i32 = 19;
-    // Where that is forbidden it is looked at all the same.
-    let _ = rustix::process::nice(LEAST);
     let pid = options.pid;
     let target = Target::open(pid)?;
     if options
@@ -148,22 +139,18 @@ fn look(options: &Options, watch: &Watch) -> Result<Why> {
     let of_bucket = samples(&heap);
     let buckets = sites::profile(&target, go, sample_rate).map_err(unsupported)?;
     let sampler = Sampler::Runtime { rate: sample_rate };
-    let (sites, sites_total) = match choice {
-        Choice::Address(address) => (vec![sites::at(&heap, *address)?], 0),
-        Choice::Heap => (vec![sites::whole(&heap)], 0),
+    let (asked, sites_total) = match choice {
+        Choice::Address(address) => (Asked::Known(vec![sites::at(&heap, *address)?]), 0),
+        Choice::Heap => (Asked::Known(vec![sites::whole(&heap)]), 0),
         Choice::Recorded(wanted) => {
             let sites = sites::recorded(wanted, &heap, &buckets, &of_bucket, sampler);
-            (sites, wanted.len())
+            (Asked::Known(sites), wanted.len())
         }
-        _ => sites::choose(
-            options,
-            &heap,
-            &buckets,
-            &of_bucket,
-            sampler,
-            go,
-            &symbolizer,
-        )?,
+        Choice::Largest | Choice::Site(_) | Choice::Function(_) => {
+            let sites = Sites::of(&heap, &buckets, &of_bucket, sampler, go);
+            let total = sites.len();
+            (Asked::Ranked(sites), total)
+        }
     };
 
     let symbols = go.binary.data_symbols();
@@ -173,36 +160,18 @@ fn look(options: &Options, watch: &Watch) -> Result<Why> {
     };
     let roots = Roots::find(&heap, go, &goroutines, &census, is_runtimes_own)
         .with_context(|| format!("failed to find the roots of process {pid}"))?;
-    let targets = || {
-        sites
-            .iter()
-            .flat_map(|site| site.samples.iter().map(|(object, _)| *object))
-    };
     let types = Types::find(&heap, go);
-    let mut not = HashSet::new();
-    let mut passes = 0;
-    let (figures, mut fates) = loop {
-        let marked = Mark::new(&heap, targets(), &not, options.max_memory, watch)?.run(&roots);
-        let memory = options.max_memory.saturating_sub(Mark::needed(&heap));
-        let mut paths = Paths::check(&marked, &roots, types.as_ref(), targets(), memory);
-        let fates: Vec<Fate> = targets().map(|object| paths.fate(object)).collect();
-        let not_there: Vec<_> = paths.not_there().collect();
-        let figures = marked.figures;
-        passes += 1;
-        drop(marked);
-        let mut rest = &fates[..];
-        let is_told = |site: &Site| {
-            let (of_site, others) = rest.split_at(site.samples.len());
-            rest = others;
-            let moved = of_site.iter().filter(|fate| **fate == Fate::Moved).count();
-            moved * 100 <= of_site.len()
-        };
-        if passes == MAX_PASSES || watch.is_stopped() || sites.iter().all(is_told) {
-            break (figures, fates.into_iter());
-        }
-        // Another path may hold: it is looked for without the references that did not.
-        not.extend(not_there);
+    let search = Search {
+        heap: &heap,
+        roots: &roots,
+        types: types.as_ref(),
+        options,
+        symbolizer: &symbolizer,
+        watch,
     };
+    let found = search.run(asked)?;
+    let figures = found.figures;
+    let mut fates = found.fates.into_iter();
     let groups = Groups::name(&goroutines, &census, &symbolizer);
     let hops = Hops::new(
         &heap,
@@ -239,7 +208,7 @@ fn look(options: &Options, watch: &Watch) -> Result<Why> {
             stripped: go.binary.stripped(),
             sample_rate,
         },
-        sites: sites.iter().map(&mut explain).collect(),
+        sites: found.sites.iter().map(&mut explain).collect(),
         sites_total: sites_total as u64,
         pass: Pass {
             spans: heap.spans().len() as u64,
@@ -248,9 +217,10 @@ fn look(options: &Options, watch: &Watch) -> Result<Why> {
             unread_bytes: figures.unread_bytes,
             reached_objects: figures.reached,
             roots_dropped: figures.roots_dropped,
-            passes,
+            passes: found.searches,
+            backward_scans: figures.is_backward.then_some(figures.passes),
             stopped: figures.is_cut,
-            table_bytes: Mark::needed(&heap),
+            table_bytes: figures.memory_bytes,
             took_ms: figures.took.as_secs_f64() * 1000.0,
         },
         limits: limits(&roots),
@@ -269,5 +239,5 @@ fn limits(roots: &Roots<'_>) -> Vec<LimitReport> {
 
 /// Not enough memory is allowed.
 pub fn is_too_large(error: &anyhow::Error) -> bool {
-    error.is::<MarkError>()
+    error.is::<TooLarge>()
 }

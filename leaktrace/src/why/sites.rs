@@ -130,84 +130,110 @@ fn may_be(object_size: u64, slot: u64) -> bool {
     (object_size..=object_size.saturating_mul(2).saturating_add(PAGE)).contains(&slot)
 }
 
-/// The sites asked for, and how many there are in all. Buckets of one stack outside the runtime are
-/// one site.
-pub(super) fn choose(
-    options: &Options,
-    heap: &Heap,
-    buckets: &HashMap<u64, Bucket>,
-    samples: &[Sample],
-    sampler: Sampler,
-    go: &GoTarget,
-    symbolizer: &Symbolizer<'_>,
-) -> Result<(Vec<Site>, usize)> {
-    let mut of_runtime = HashMap::new();
-    let mut by_stack: HashMap<&[u64], Vec<(Object, f64)>> = HashMap::new();
-    for sample in samples {
-        if let Some(bucket) = buckets.get(&sample.bucket)
-            && let Some(object) = heap.object_at(sample.address)
-            && may_be(bucket.object_size, heap.size(object))
-        {
-            let stands_for = sampler.scale(bucket.object_size);
-            by_stack
-                .entry(own_stack(go, &bucket.pcs, &mut of_runtime))
-                .or_default()
-                .push((object, stands_for));
+/// All sites with live samples, of which some will be explained. Buckets of one stack outside the runtime are one
+/// site.
+pub(super) struct Sites<'a> {
+    by_stack: Vec<(&'a [u64], Vec<(Object, f64)>)>,
+}
+
+impl<'a> Sites<'a> {
+    pub(super) fn of(
+        heap: &Heap,
+        buckets: &'a HashMap<u64, Bucket>,
+        samples: &[Sample],
+        sampler: Sampler,
+        go: &GoTarget,
+    ) -> Self {
+        let mut of_runtime = HashMap::new();
+        let mut by_stack: HashMap<&[u64], Vec<(Object, f64)>> = HashMap::new();
+        for sample in samples {
+            if let Some(bucket) = buckets.get(&sample.bucket)
+                && let Some(object) = heap.object_at(sample.address)
+                && may_be(bucket.object_size, heap.size(object))
+            {
+                let stands_for = sampler.scale(bucket.object_size);
+                by_stack
+                    .entry(own_stack(go, &bucket.pcs, &mut of_runtime))
+                    .or_default()
+                    .push((object, stands_for));
+            }
+        }
+        Self {
+            by_stack: by_stack.into_iter().collect(),
         }
     }
-    let bytes = |samples: &[(Object, f64)]| -> u64 {
-        let each = samples
-            .iter()
-            .map(|(object, n)| heap.size(*object) as f64 * n);
-        each.sum::<f64>() as u64
-    };
-    let mut ranked: Vec<_> = by_stack.into_iter().collect();
-    ranked.sort_by_key(|(pcs, samples)| (Reverse(bytes(samples)), pcs.to_vec()));
-    let total = ranked.len();
-    let wanted: Vec<(usize, _)> = ranked.into_iter().enumerate().collect();
-    let stack = |pcs: &[u64]| -> Vec<Frame> {
-        let addresses: Vec<_> = pcs.iter().map(|pc| (*pc, PcKind::Logical)).collect();
-        let named = symbolizer.symbolize(&addresses).into_iter().zip(pcs);
-        named
-            .flat_map(|(frames, pc)| frames.into_iter().map(|frame| Frame::at(*pc, frame)))
-            .collect()
-    };
-    let mut sites = Vec::new();
-    match &options.choice {
-        Choice::Site(rank) => {
-            let site = wanted.into_iter().nth(rank.saturating_sub(1));
-            let Some((index, (pcs, samples))) = site else {
-                bail!("there is no site {rank}: {total} have live samples");
-            };
-            sites.push(Site::new(index, stack(pcs), samples));
-        }
-        Choice::Function(pattern) => {
-            let is_in = |frame: &Frame| {
-                let function = frame.function.as_deref();
-                function.is_some_and(|function| function.contains(pattern.as_str()))
-            };
-            for (index, (pcs, samples)) in wanted {
-                let stack = stack(pcs);
-                if stack.iter().any(is_in) {
-                    sites.push(Site::new(index, stack, samples));
+
+    /// How many there are.
+    pub(super) fn len(&self) -> usize {
+        self.by_stack.len()
+    }
+
+    /// The objects of all of them.
+    pub(super) fn objects(&self) -> impl Iterator<Item = Object> + '_ {
+        let samples = self.by_stack.iter().flat_map(|(_, samples)| samples);
+        samples.map(|(object, _)| *object)
+    }
+
+    /// Those asked for, of which the most bytes are alive: that `is_held` tells of an object. What only waits to be
+    /// collected is the last that anybody wants to be told.
+    ///
+    /// # Errors
+    ///
+    /// There is none.
+    pub(super) fn choose(
+        mut self,
+        options: &Options,
+        heap: &Heap,
+        symbolizer: &Symbolizer<'_>,
+        is_held: impl Fn(Object) -> bool,
+    ) -> Result<Vec<Site>> {
+        let bytes = |samples: &[(Object, f64)], held: bool| -> u64 {
+            let counted = samples
+                .iter()
+                .filter(|(object, _)| !held || is_held(*object));
+            let each = counted.map(|(object, n)| heap.size(*object) as f64 * n);
+            each.sum::<f64>() as u64
+        };
+        self.by_stack.sort_by_cached_key(|(pcs, samples)| {
+            (
+                Reverse(bytes(samples, true)),
+                Reverse(bytes(samples, false)),
+                pcs.to_vec(),
+            )
+        });
+        let total = self.len();
+        let stack = |pcs: &[u64]| -> Vec<Frame> {
+            let addresses: Vec<_> = pcs.iter().map(|pc| (*pc, PcKind::Logical)).collect();
+            let named = symbolizer.symbolize(&addresses).into_iter().zip(pcs);
+            named
+                .flat_map(|(frames, pc)| frames.into_iter().map(|frame| Frame::at(*pc, frame)))
+                .collect()
+        };
+        let sites = self.by_stack.into_iter().enumerate();
+        let sites = sites.map(|(index, (pcs, samples))| (index, stack(pcs), samples));
+        let site = |(index, stack, samples)| Site::new(index, stack, samples);
+        match &options.choice {
+            Choice::Site(rank) => match sites.map(site).nth(rank.saturating_sub(1)) {
+                Some(site) => Ok(vec![site]),
+                None => bail!("there is no site {rank}: {total} have live samples"),
+            },
+            Choice::Function(pattern) => {
+                let is_in = |frame: &Frame| {
+                    let function = frame.function.as_deref();
+                    function.is_some_and(|function| function.contains(pattern.as_str()))
+                };
+                let named = sites.filter(|(_, stack, _)| stack.iter().any(is_in));
+                let found: Vec<Site> = named.take(options.sites).map(site).collect();
+                if found.is_empty() {
+                    bail!(
+                        "no function of the {total} sites with live samples has `{pattern}` in its name"
+                    );
                 }
-                if sites.len() == options.sites {
-                    break;
-                }
+                Ok(found)
             }
-            if sites.is_empty() {
-                bail!(
-                    "no function of the {total} sites with live samples has `{pattern}` in its name"
-                );
-            }
-        }
-        Choice::Largest | Choice::Address(_) | Choice::Heap | Choice::Recorded(_) => {
-            for (index, (pcs, samples)) in wanted.into_iter().take(options.sites) {
-                sites.push(Site::new(index, stack(pcs), samples));
-            }
+            _ => Ok(sites.take(options.sites).map(site).collect()),
         }
     }
-    Ok((sites, total))
 }
 
 /// The sites of a recording with those of their objects that are alive: by the buckets of the runtime's

@@ -1,58 +1,47 @@
 //! The forward pass: from the roots over every object with pointers, breadth first, with the object
 //! through which each was reached first. So a path read off the table is a shortest one.
 //!
-//! Four bytes an object for that table, and four for the queue. Objects without pointers need neither:
-//! nothing is reached through them; only those that are asked for are noted.
+//! Four bytes an object for that table, and four while it waits to be looked at. Objects without pointers need
+//! neither: nothing is reached through them; only those that are asked for are noted.
 //!
 //! The program's own variables and stacks come before what the runtime has of its own (the list of
 //! goroutines, that of processors with their timers, finalizers): a path through the program says more.
 
 use std::{
     collections::{HashMap, HashSet},
-    time::{Duration, Instant},
+    iter,
+    time::Instant,
 };
 
-use super::{Heap, Object, Root, Roots, word};
-use crate::inventory::Watch;
+use super::{Figures, Heap, Holder, Holders, Object, Reference, Root, Roots, word};
+use crate::{inventory::Watch, target::Ranges};
 
 /// Set in an entry of the table that is the index of a root.
 const IS_ROOT: u32 = 1 << 31;
-/// Bytes of objects read at a time.
-const BATCH: u64 = 4 << 20;
+/// Bytes of objects read at a time: few enough to be still in the cache when they are looked at. Four times as many
+/// take a quarter longer.
+const BATCH: u64 = 1 << 20;
 /// Objects larger than this are read in pieces.
 const PIECE: u64 = 256 << 10;
+/// Entries of a chunk of the table.
+const CHUNK: usize = 1 << 16;
 /// Roots kept; each is 16 bytes.
 const MAX_ROOTS: usize = 1 << 22;
 /// What is needed beside the tables: buffers and what is noted of the objects asked for.
 const OVERHEAD: u64 = 48 << 20;
 
-/// Why there is no pass.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum MarkError {
-    /// The heap is too large for the memory that may be used.
-    #[error(
-        "the heap has places for {objects} objects with pointers: {needed} bytes of memory are \
-         needed to follow them, {allowed} are allowed (--max-memory)"
-    )]
-    TooLarge {
-        /// Places for objects with pointers.
-        objects: u64,
-        /// Bytes needed.
-        needed: u64,
-        /// Bytes allowed.
-        allowed: u64,
-    },
-}
-
 /// The table under construction.
 pub struct Mark<'a> {
     heap: &'a Heap,
     watch: &'a Watch,
+    max_memory: u64,
     /// By number of the object: 0, or the number of the object it was reached from plus one, or
     /// [`IS_ROOT`] and the index of a root.
-    parents: Vec<u32>,
-    /// Numbers of the objects reached, in the order in which they were.
-    queue: Vec<u32>,
+    parents: Table,
+    /// Numbers of the objects that are looked at now: all that are equally far from a root.
+    level: Vec<u32>,
+    /// Those that were reached meanwhile.
+    found: Vec<u32>,
     roots: Vec<Root>,
     /// Objects without pointers that are asked for, and their entries.
     wanted: HashMap<Object, u32>,
@@ -60,65 +49,89 @@ pub struct Mark<'a> {
     not: &'a HashSet<Reference>,
     /// By span: whether any of `wanted` is in it.
     has_wanted: Vec<bool>,
+    batch: Batch,
     figures: Figures,
+    is_full: bool,
 }
 
 /// What was reached, and through what.
 pub struct Marked<'a> {
-    /// The heap.
-    pub heap: &'a Heap,
-    parents: Vec<u32>,
+    heap: &'a Heap,
+    parents: Table,
     roots: Vec<Root>,
     wanted: HashMap<Object, u32>,
-    /// What it took.
-    pub figures: Figures,
+    figures: Figures,
 }
 
-/// What a pass took.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Figures {
-    /// Objects with pointers that were reached.
-    pub reached: u64,
-    /// Bytes of objects that were looked at.
-    pub scanned_bytes: u64,
-    /// Bytes of objects that could not be read.
-    pub unread_bytes: u64,
-    /// Words of roots that were left out because there were too many.
-    pub roots_dropped: u64,
-    /// It was told to end before everything was looked at.
-    pub is_cut: bool,
-    /// How long it took.
-    pub took: Duration,
+/// A word for each object, zero at first; only where one was set there is memory.
+struct Table {
+    chunks: Vec<Option<Box<[u32]>>>,
+    bytes: u64,
+}
+
+impl Table {
+    fn new(len: u64) -> Self {
+        let mut chunks = Vec::new();
+        chunks.resize_with(len.div_ceil(CHUNK as u64) as usize, || None);
+        Self { chunks, bytes: 0 }
+    }
+
+    #[inline]
+    fn get(&self, index: u32) -> u32 {
+        let chunk = self.chunks.get(index as usize / CHUNK);
+        let chunk = chunk.and_then(Option::as_ref);
+        chunk.map_or(0, |chunk| chunk[index as usize % CHUNK])
+    }
+
+    #[inline]
+    fn set(&mut self, index: u32, value: u32) {
+        if let Some(chunk) = self.chunks.get_mut(index as usize / CHUNK) {
+            let chunk = chunk.get_or_insert_with(|| {
+                self.bytes += 4 * CHUNK as u64;
+                iter::repeat_n(0, CHUNK).collect()
+            });
+            chunk[index as usize % CHUNK] = value;
+        }
+    }
+}
+
+/// Objects or pieces of large ones that are read at a time.
+#[derive(Default)]
+struct Batch {
+    numbers: Vec<u32>,
+    ranges: Vec<(u64, usize)>,
+    read: Ranges,
+}
+
+impl Batch {
+    fn clear(&mut self) {
+        self.numbers.clear();
+        self.ranges.clear();
+    }
+
+    fn push(&mut self, number: u32, range: (u64, usize)) {
+        self.numbers.push(number);
+        self.ranges.push(range);
+    }
 }
 
 impl<'a> Mark<'a> {
-    /// Bytes that a pass over this heap needs at most.
-    pub fn needed(heap: &Heap) -> u64 {
-        8 * heap.objects() + heap.table_bytes() + heap.spans().len() as u64 + OVERHEAD
+    /// Whether a pass within so many bytes is worth an attempt: of the places for objects half may have one.
+    pub fn may_fit(heap: &Heap, max_memory: u64) -> bool {
+        let objects = heap.objects();
+        let least = heap.table_bytes() + OVERHEAD + 4 * objects / 2;
+        least <= max_memory && objects < u64::from(IS_ROOT)
     }
 
     /// Nothing reached yet. `wanted` are objects whose paths will be asked for; what is in `not` is not
     /// followed; `watch` is told how it goes.
-    ///
-    /// # Errors
-    ///
-    /// The tables would take more than `max_memory` bytes.
     pub fn new(
         heap: &'a Heap,
         wanted: impl IntoIterator<Item = Object>,
         not: &'a HashSet<Reference>,
         max_memory: u64,
         watch: &'a Watch,
-    ) -> Result<Self, MarkError> {
-        let needed = Self::needed(heap);
-        let objects = heap.objects();
-        if needed > max_memory || objects >= u64::from(IS_ROOT) {
-            return Err(MarkError::TooLarge {
-                objects,
-                needed,
-                allowed: max_memory,
-            });
-        }
+    ) -> Self {
         let mut has_wanted = vec![false; heap.spans().len()];
         let without_pointers = |object: &Object| heap.number(*object).is_none();
         let wanted: HashMap<_, _> = wanted
@@ -130,22 +143,31 @@ impl<'a> Mark<'a> {
             has_wanted[object.span as usize] = true;
         }
         watch.begin(heap.bytes().1);
-        Ok(Self {
+        Self {
             heap,
             watch,
-            parents: vec![0; objects as usize],
-            // Pages of it that are never reached are never there.
-            queue: Vec::with_capacity(objects as usize),
+            max_memory,
+            parents: Table::new(heap.objects()),
+            level: Vec::new(),
+            found: Vec::new(),
             roots: Vec::new(),
             wanted,
             not,
             has_wanted,
+            batch: Batch::default(),
             figures: Figures::default(),
-        })
+            is_full: false,
+        }
     }
 
-    /// Goes from the roots to everything that they reach.
-    pub fn run(mut self, roots: &Roots<'_>) -> Marked<'a> {
+    /// Bytes of memory that it takes.
+    fn memory(&self) -> u64 {
+        let queues = 4 * (self.level.capacity() + self.found.capacity());
+        self.heap.table_bytes() + self.parents.bytes + queues as u64 + OVERHEAD
+    }
+
+    /// Goes from the roots to everything that they reach. `None`: the memory allowed does not suffice.
+    pub fn run(mut self, roots: &Roots<'_>) -> Option<Marked<'a>> {
         let start = Instant::now();
         // What the structure of a goroutine or a processor refers to is told as that one's, not as
         // that of whoever leads to the structure.
@@ -158,29 +180,30 @@ impl<'a> Mark<'a> {
             .into_iter()
             .filter_map(|(holder, at)| self.hold_back(holder, at))
             .collect();
-        let mut next = 0;
         roots.programs(|root, word| self.root(root, word));
-        self.drain(&mut next);
-        self.queue.extend(gs);
-        self.drain(&mut next);
-        self.queue.extend(ps);
-        self.drain(&mut next);
+        self.drain();
+        self.found.extend(gs);
+        self.drain();
+        self.found.extend(ps);
+        self.drain();
         roots.runtimes(|root, word| self.root(root, word));
-        self.drain(&mut next);
+        self.drain();
         roots.runtimes_stacks(|root, word| self.root(root, word));
-        self.drain(&mut next);
-        Marked {
+        self.drain();
+        let figures = Figures {
+            passes: 1,
+            memory_bytes: self.memory(),
+            took: start.elapsed(),
+            is_cut: !self.found.is_empty() || !self.level.is_empty(),
+            ..self.figures
+        };
+        (!self.is_full).then_some(Marked {
             heap: self.heap,
-            figures: Figures {
-                reached: self.queue.len() as u64,
-                took: start.elapsed(),
-                is_cut: next < self.queue.len(),
-                ..self.figures
-            },
+            figures,
             parents: self.parents,
             roots: self.roots,
             wanted: self.wanted,
-        }
+        })
     }
 
     /// Marks an object as reached without looking at it yet; gives its number.
@@ -190,10 +213,12 @@ impl<'a> Mark<'a> {
         if !self.is_new(object) || self.not.contains(&(holder, object)) {
             return None;
         }
-        self.parents[number as usize] = match holder {
+        let entry = match holder {
             Holder::Root(root) => self.root_entry(root)?,
             Holder::Object(holder) => self.heap.number(holder)? + 1,
         };
+        self.parents.set(number, entry);
+        self.figures.reached += 1;
         Some(number)
     }
 
@@ -228,7 +253,7 @@ impl<'a> Mark<'a> {
     /// Whether it is of interest and was not reached yet.
     fn is_new(&self, object: Object) -> bool {
         match self.heap.number(object) {
-            Some(number) => self.parents.get(number as usize) == Some(&0),
+            Some(number) => self.parents.get(number) == 0,
             None => self.has_wanted[object.span as usize] && self.wanted.get(&object) == Some(&0),
         }
     }
@@ -236,8 +261,9 @@ impl<'a> Mark<'a> {
     fn reach(&mut self, object: Object, entry: u32) {
         match self.heap.number(object) {
             Some(number) => {
-                self.parents[number as usize] = entry;
-                self.queue.push(number);
+                self.parents.set(number, entry);
+                self.found.push(number);
+                self.figures.reached += 1;
             }
             None => {
                 self.wanted.insert(object, entry);
@@ -245,38 +271,51 @@ impl<'a> Mark<'a> {
         }
     }
 
-    /// Looks at everything in the queue from `next` on.
-    fn drain(&mut self, next: &mut usize) {
-        // How much of the first object has been looked at.
-        let mut offset = 0;
-        let mut pieces: Vec<(u32, (u64, usize))> = Vec::new();
-        while *next < self.queue.len() && !self.watch.is_stopped() {
-            pieces.clear();
-            let mut bytes = 0;
-            while bytes < BATCH
-                && let Some(&number) = self.queue.get(*next)
-            {
-                let object = self.heap.numbered(number);
-                let (address, size) = (self.heap.address(object), self.heap.size(object));
-                let piece = (size - offset).min(PIECE);
-                pieces.push((number, (address + offset, piece as usize)));
-                bytes += piece;
-                offset += piece;
-                if offset >= size {
-                    *next += 1;
-                    offset = 0;
+    /// Looks at everything that was reached, level by level, each in the order of addresses: what lies together is
+    /// read together, and what it refers to often does so too.
+    fn drain(&mut self) {
+        let mut object = Object { span: 0, slot: 0 };
+        while !self.found.is_empty() {
+            self.level.clear();
+            std::mem::swap(&mut self.level, &mut self.found);
+            self.level.sort_unstable();
+            // How many of them have been looked at, and how much of the next.
+            let (mut next, mut offset) = (0, 0);
+            while next < self.level.len() {
+                self.is_full |= self.memory() > self.max_memory;
+                if self.is_full || self.watch.is_stopped() {
+                    return;
                 }
+                self.batch.clear();
+                let mut bytes = 0;
+                while bytes < BATCH
+                    && let Some(&number) = self.level.get(next)
+                {
+                    object = self.heap.numbered_near(number, object);
+                    let (address, size) = (self.heap.address(object), self.heap.size(object));
+                    let piece = (size - offset).min(PIECE);
+                    self.batch.push(number, (address + offset, piece as usize));
+                    bytes += piece;
+                    offset += piece;
+                    if offset >= size {
+                        next += 1;
+                        offset = 0;
+                    }
+                }
+                self.look();
+                self.watch.add(bytes);
             }
-            self.look(&pieces);
-            self.watch.add(bytes);
         }
+        self.level.clear();
     }
 
-    fn look(&mut self, pieces: &[(u32, (u64, usize))]) {
-        let ranges: Vec<_> = pieces.iter().map(|(_, range)| *range).collect();
-        let read = self.heap.memory.read_each(&ranges);
-        for (index, (number, (_, len))) in pieces.iter().enumerate() {
-            let Some(bytes) = read.get(index) else {
+    fn look(&mut self) {
+        let mut batch = std::mem::take(&mut self.batch);
+        self.heap
+            .memory
+            .read_each_into(&batch.ranges, &mut batch.read);
+        for (index, (number, (_, len))) in batch.numbers.iter().zip(&batch.ranges).enumerate() {
+            let Some(bytes) = batch.read.get(index) else {
                 self.figures.unread_bytes += *len as u64;
                 continue;
             };
@@ -290,26 +329,26 @@ impl<'a> Mark<'a> {
                 }
             }
         }
+        self.batch = batch;
     }
 }
 
-/// What an object was reached from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Holder {
-    /// A root.
-    Root(Root),
-    /// Another object.
-    Object(Object),
-}
+impl Holders for Marked<'_> {
+    fn heap(&self) -> &Heap {
+        self.heap
+    }
 
-/// What refers to an object, and the object.
-pub type Reference = (Holder, Object);
+    fn figures(&self) -> Figures {
+        self.figures
+    }
 
-impl Marked<'_> {
-    /// `None`: it was not reached.
-    pub(super) fn holder(&self, object: Object) -> Option<Holder> {
+    fn is_unsure(&self) -> bool {
+        false
+    }
+
+    fn holder(&self, object: Object) -> Option<Holder> {
         let entry = match self.heap.number(object) {
-            Some(number) => *self.parents.get(number as usize)?,
+            Some(number) => self.parents.get(number),
             None => *self.wanted.get(&object)?,
         };
         match entry {

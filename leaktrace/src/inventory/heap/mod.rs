@@ -6,7 +6,9 @@
 //!
 //! Source of what is known of spans: runtime/mheap.go, `mspan`, Go 1.19 to 1.27.
 
+mod back;
 mod bitmap;
+mod holders;
 mod mark;
 mod paths;
 mod roots;
@@ -15,7 +17,9 @@ mod slots;
 mod stacks;
 mod types;
 
-pub use mark::{Figures, Holder, Mark, MarkError, Marked, Reference};
+pub use back::{Back, TooLarge};
+pub use holders::{Figures, Holder, Holders, Reference};
+pub use mark::{Mark, Marked};
 pub use paths::{Fate, Hop, Path, Paths};
 pub use roots::{Root, Roots};
 pub use samples::{Sample, samples};
@@ -294,6 +298,15 @@ impl Heap {
         Object {
             span,
             slot: number - self.spans[span as usize].first,
+        }
+    }
+
+    /// The same where another object is known that lies nearby as a rule.
+    fn numbered_near(&self, number: u32, near: Object) -> Object {
+        let span = self.span(near);
+        match number.checked_sub(span.first) {
+            Some(slot) if slot < span.slots && !span.has_no_pointers => Object { slot, ..near },
+            _ => self.numbered(number),
         }
     }
 }

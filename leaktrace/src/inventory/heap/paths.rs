@@ -6,11 +6,7 @@ use std::{
     iter,
 };
 
-use super::{
-    Marked, Object, Root, Roots, Types,
-    mark::{Holder, Reference},
-    word,
-};
+use super::{Holder, Holders, Object, Reference, Root, Roots, Types, word};
 
 /// Bytes that an edge takes, with all that is noted of it.
 const EDGE_BYTES: u64 = 320;
@@ -59,7 +55,7 @@ pub enum Fate {
     Moved,
     /// The object itself is gone.
     Gone,
-    /// Its path was not checked: there are too many.
+    /// Its path was not followed to its end, or not checked: there is too much on the way.
     TooMany,
 }
 
@@ -87,7 +83,7 @@ struct Edge {
 
 /// Checked paths to some objects.
 pub struct Paths<'a> {
-    marked: &'a Marked<'a>,
+    holders: &'a dyn Holders,
     max_edges: usize,
     edges: HashMap<Object, Edge>,
     /// Objects of paths that are not where they were.
@@ -98,14 +94,14 @@ impl<'a> Paths<'a> {
     /// Reads the paths to `targets` off the table and checks them, within `memory` bytes or ten
     /// megabytes.
     pub fn check(
-        marked: &'a Marked<'a>,
+        holders: &'a dyn Holders,
         roots: &Roots<'_>,
         types: Option<&Types<'_>>,
         targets: impl IntoIterator<Item = Object>,
         memory: u64,
     ) -> Self {
         let mut paths = Self {
-            marked,
+            holders,
             max_edges: (memory / EDGE_BYTES).clamp(MIN_EDGES, MAX_EDGES) as usize,
             edges: HashMap::new(),
             gone: HashSet::new(),
@@ -117,7 +113,7 @@ impl<'a> Paths<'a> {
         }
         all.extend(paths.edges.keys());
         paths.look_again(roots, types);
-        paths.gone = marked.heap.empty(&all);
+        paths.gone = holders.heap().empty(&all);
         paths
     }
 
@@ -125,7 +121,7 @@ impl<'a> Paths<'a> {
     fn collect(&mut self, target: Object) {
         let mut object = target;
         while self.edges.len() < self.max_edges && !self.edges.contains_key(&object) {
-            let Some(holder) = self.marked.holder(object) else {
+            let Some(holder) = self.holders.holder(object) else {
                 return;
             };
             let edge = Edge {
@@ -153,7 +149,7 @@ impl<'a> Paths<'a> {
                 Holder::Object(holder) => held.entry(holder).or_default().insert(*object),
             };
         }
-        let heap = self.marked.heap;
+        let heap = self.holders.heap();
         for (root, mut wanted) in by_root {
             for (at, word, is_sure) in roots.again(root).unwrap_or_default() {
                 let Some(object) = heap.object_at(word) else {
@@ -182,7 +178,7 @@ impl<'a> Paths<'a> {
 
     /// Looks in one object for those it holds.
     fn look_in(&mut self, holder: Object, mut wanted: HashSet<Object>, types: Option<&Types<'_>>) {
-        let heap = self.marked.heap;
+        let heap = self.holders.heap();
         let (address, size) = (heap.address(holder), heap.size(holder));
         let (mut before, mut first_word) = (0, 0);
         for offset in (0..size).step_by(PIECE as usize) {
@@ -275,9 +271,9 @@ impl<'a> Paths<'a> {
         let mut object = target;
         let mut verdict = loop {
             let Some(edge) = self.edges.get(&object) else {
-                break match self.marked.holder(object) {
-                    Some(_) => Verdict::TooMany,
-                    None => Verdict::Unreached,
+                break match self.holders.holder(object) {
+                    None if !self.holders.is_unsure() => Verdict::Unreached,
+                    _ => Verdict::TooMany,
                 };
             };
             if let Some(known) = edge.verdict {

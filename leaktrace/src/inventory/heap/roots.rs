@@ -7,7 +7,7 @@
 
 use std::{collections::HashSet, thread, time::Duration};
 
-use super::{Heap, HeapError, mark::Holder, samples::each_special, stacks::Stacks, word};
+use super::{Heap, HeapError, Holder, samples::each_special, stacks::Stacks, word};
 use crate::{
     go::GoVariable,
     inventory::goroutines::{Census, Goroutines, MAX_STACK, Member},

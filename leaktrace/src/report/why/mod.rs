@@ -169,13 +169,17 @@ pub struct Pass {
     pub scanned_bytes: u64,
     /// Bytes of objects that could not be read.
     pub unread_bytes: u64,
-    /// Objects with pointers that a root leads to.
+    /// Objects with pointers that a root leads to; of a backward search those that may lead to what was asked for.
     pub reached_objects: u64,
     /// Words of roots left out because there were too many.
     pub roots_dropped: u64,
-    /// Bytes of memory that the tables may take.
+    /// Bytes of memory that the tables took.
     pub table_bytes: u64,
-    /// Passes made: one more each time that a path did not hold when it was read again.
+    /// Scans of the heap, where the last search went from the objects back to the roots because memory did not
+    /// suffice for the other way.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub backward_scans: Option<u64>,
+    /// Searches made: one more each time that a path did not hold when it was read again.
     pub passes: u64,
     /// It was stopped before everything was looked at: what was not reached may have a path.
     #[serde(skip_serializing_if = "std::ops::Not::not")]

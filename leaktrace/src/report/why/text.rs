@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use super::{Amount, Holder, HopReport, NamedBy, PathReport, RootKind, Why, WhySite};
+use super::{Amount, Holder, HopReport, NamedBy, Pass, PathReport, RootKind, Why, WhySite};
 use crate::report::{Frame, human, text::escape};
 
 /// Writes it.
@@ -28,11 +28,11 @@ fn lines(why: &Why) -> Vec<String> {
             escape(&target.runtime)
         ),
         format!(
-            "{} of heap, {} looked at in {}; roots lead to {} objects with pointers",
+            "{} of heap, {} looked at in {}; {}",
             human::bytes(pass.heap_bytes as f64),
             human::bytes(pass.scanned_bytes as f64),
             human::seconds(pass.took_ms / 1000.0),
-            human::thousands(pass.reached_objects)
+            way(pass)
         ),
     ];
     if pass.stopped {
@@ -62,6 +62,18 @@ fn lines(why: &Why) -> Vec<String> {
         ));
     }
     lines
+}
+
+/// Which way was taken, and how much was found on it.
+fn way(pass: &Pass) -> String {
+    let objects = human::count(pass.reached_objects, "object");
+    match pass.backward_scans {
+        None => format!("roots lead to {objects} with pointers"),
+        Some(scans) => format!(
+            "back from what is kept, within the memory allowed, by {} and {objects} that may lead to it",
+            human::count(scans, "scan")
+        ),
+    }
 }
 
 fn site_lines(site: &WhySite) -> Vec<String> {
@@ -106,7 +118,7 @@ pub fn kept_by(site: &WhySite) -> Vec<String> {
         (&site.gone, "died meanwhile"),
         (
             &site.unchecked,
-            "not checked: too many paths, or the search was stopped",
+            "not followed to the end or not checked: too much on the way, or the search was stopped",
         ),
         (
             &site.lost,
@@ -181,7 +193,11 @@ pub(super) fn root(holder: &Holder) -> String {
                 let all = human::count(group.count, "goroutine");
                 match holder.holding {
                     holding if holding == group.count => format!("{all} {doing}"),
-                    holding => format!("{} of {all} {doing}", human::thousands(holding)),
+                    // More of them may hold something: not each object is a sample.
+                    holding => {
+                        let holding = human::thousands(holding);
+                        format!("{all} {doing}, by samples at least {holding} of them")
+                    }
                 }
             }
             None => human::count(holder.holding, "goroutine"),
