@@ -184,7 +184,7 @@ fn look(options: &Options, watch: &Watch) -> Result<Why> {
         &symbolizer,
     );
     let mut explain = |site: &Site| {
-        let mut tally = Tally::new(&groups, &symbols, go.bias);
+        let mut tally = Tally::new(&groups, &found.forgotten, &symbols, go.bias);
         for ((object, stands_for), fate) in site.samples.iter().zip(fates.by_ref()) {
             let bytes = heap.size(*object) as f64 * stands_for;
             tally.add(&fate, &hops, (*stands_for, bytes));

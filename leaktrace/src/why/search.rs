@@ -31,6 +31,8 @@ pub(super) struct Found {
     pub(super) sites: Vec<Site>,
     /// Of each object of each site, in their order.
     pub(super) fates: Vec<Fate>,
+    /// Channels that nobody can reach but those who wait there.
+    pub(super) forgotten: HashSet<u64>,
     /// Of the last search.
     pub(super) figures: Figures,
     pub(super) searches: u64,
@@ -56,8 +58,11 @@ impl Search<'_> {
         let mut not = HashSet::new();
         let mut searches = 0;
         loop {
-            let holders;
-            (holders, asked) = self.once(asked, &not)?;
+            let wanted = match &asked {
+                Asked::Known(sites) => objects(sites).collect(),
+                Asked::Ranked(sites) => sites.objects().collect(),
+            };
+            let holders = self.once(wanted, &not)?;
             let sites = match asked {
                 Asked::Known(sites) => sites,
                 Asked::Ranked(ranked) => {
@@ -83,6 +88,7 @@ impl Search<'_> {
                 return Ok(Found {
                     sites,
                     fates,
+                    forgotten: holders.forgotten(),
                     figures,
                     searches,
                 });
@@ -97,30 +103,21 @@ impl Search<'_> {
 
     /// Forward from the roots, which takes as long however many objects are asked for; back from the objects where
     /// the memory allowed does not suffice for that.
-    fn once<'a, 's>(
+    fn once<'a>(
         &'a self,
-        asked: Asked<'s>,
+        wanted: Vec<Object>,
         not: &'a HashSet<Reference>,
-    ) -> Result<(Box<dyn Holders + 'a>, Asked<'s>)> {
+    ) -> Result<Box<dyn Holders + 'a>> {
         let (heap, memory) = (self.heap, self.options.max_memory);
         if Mark::may_fit(heap, memory) {
-            let wanted: Vec<Object> = match &asked {
-                Asked::Known(sites) => objects(sites).collect(),
-                Asked::Ranked(sites) => sites.objects().collect(),
-            };
-            let mark = Mark::new(heap, wanted, not, memory, self.watch);
-            if let Some(marked) = mark.run(self.roots) {
-                return Ok((Box::new(marked), asked));
+            let wanted = wanted.iter().copied();
+            let mark = Mark::new(heap, self.roots, wanted, not, memory, self.watch);
+            if let Some(marked) = mark.run() {
+                return Ok(Box::new(marked));
             }
         }
-        let sites = match asked {
-            Asked::Known(sites) => sites,
-            Asked::Ranked(ranked) => {
-                ranked.choose(self.options, heap, self.symbolizer, |_| true)?
-            }
-        };
-        let back = Back::new(heap, objects(&sites), not, memory, self.watch)?.run(self.roots);
-        Ok((Box::new(back), Asked::Known(sites)))
+        let back = Back::new(heap, wanted, not, memory, self.watch)?;
+        Ok(Box::new(back.run(self.roots)))
     }
 }
 

@@ -31,6 +31,7 @@ enum Begin {
 /// The paths of the samples of one site.
 pub(super) struct Tally<'a> {
     groups: &'a Groups,
+    forgotten: &'a HashSet<u64>,
     symbols: &'a DataSymbols,
     bias: u64,
     total: Amount,
@@ -53,9 +54,15 @@ struct Of {
 }
 
 impl<'a> Tally<'a> {
-    pub(super) fn new(groups: &'a Groups, symbols: &'a DataSymbols, bias: u64) -> Self {
+    pub(super) fn new(
+        groups: &'a Groups,
+        forgotten: &'a HashSet<u64>,
+        symbols: &'a DataSymbols,
+        bias: u64,
+    ) -> Self {
         Self {
             groups,
+            forgotten,
             symbols,
             bias,
             total: Amount::default(),
@@ -142,8 +149,10 @@ impl<'a> Tally<'a> {
             }
             Root::Stack(place) | Root::Goroutine(place) => {
                 let group = self.groups.of(place);
+                let channel = group.and_then(|(_, group)| group.channel.as_ref());
                 let holder = Holder {
                     kind: RootKind::Goroutines,
+                    forgotten: channel.is_some_and(|at| self.forgotten.contains(&at.address)),
                     goroutines: group.map(|(_, group)| Box::<GoroutineGroup>::new(group.clone())),
                     ..Holder::default()
                 };

@@ -2,10 +2,37 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::{Census, Goroutines, Group};
-use crate::capture::schema;
+use super::{CHUNK, Census, Goroutines, Group, Member, seen::Seen};
+use crate::{capture::schema, inventory::word};
 
 impl Goroutines<'_> {
+    /// Goroutines that wait to send or to receive, not in a select: by place in `runtime.allgs`, the channel.
+    pub fn waiting(&self, census: &Census, addresses: &[u64]) -> HashMap<u32, u64> {
+        let g = &self.layout.g;
+        let blocked = census.members.iter().zip(addresses).zip(0..);
+        let blocked: Vec<_> = blocked
+            .filter(|((member, _), _)| member.is_blocked && !member.is_unstable)
+            .collect();
+        let mut waiting = HashMap::new();
+        for blocked in blocked.chunks(CHUNK) {
+            let structures = blocked.iter().map(|((_, at), _)| (**at, g.size as usize));
+            let read = self.memory.read_each(&structures.collect::<Vec<_>>());
+            let word_of = |(index, ((member, _), _)): (usize, &((&Member, &u64), u32))| {
+                let seen = read.get(index).and_then(|bytes| Seen::of(bytes, g));
+                let seen = seen.filter(|seen| seen.goid == member.goid);
+                seen.map_or((0, 0), |seen| self.channel_word(&seen))
+            };
+            let words: Vec<_> = blocked.iter().enumerate().map(word_of).collect();
+            let words = self.memory.read_each(&words);
+            for (index, (_, place)) in blocked.iter().enumerate() {
+                if let Some(bytes) = words.get(index) {
+                    waiting.insert(*place, word(bytes, 0));
+                }
+            }
+        }
+        waiting
+    }
+
     /// By index of the group: the channel on which most of it wait.
     pub fn busiest_channels(&self, census: &Census) -> HashMap<usize, schema::GoroutineChannel> {
         let groups = census.groups.iter().enumerate();

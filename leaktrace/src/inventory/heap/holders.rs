@@ -1,6 +1,6 @@
 //! What refers to what: what a search through the heap finds out, whichever way it goes.
 
-use std::time::Duration;
+use std::{collections::HashSet, time::Duration};
 
 use super::{Heap, Object, Root};
 
@@ -26,6 +26,12 @@ pub trait Holders {
 
     /// Whether an object that was not reached may have a path all the same, because not all could be followed.
     fn is_unsure(&self) -> bool;
+
+    /// Addresses of the channels at which goroutines wait and to which nothing leads but these, and others that wait
+    /// so: no variable of the program, no other goroutine, no timer. None where that was not found out.
+    fn forgotten(&self) -> HashSet<u64> {
+        HashSet::new()
+    }
 
     /// What it took.
     fn figures(&self) -> Figures;

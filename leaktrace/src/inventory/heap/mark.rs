@@ -6,6 +6,10 @@
 //!
 //! The program's own variables and stacks come before what the runtime has of its own (the list of
 //! goroutines, that of processors with their timers, finalizers): a path through the program says more.
+//!
+//! Goroutines that wait at a channel are let in once somebody else has reached it, as the runtime's own search for
+//! leaked ones does (runtime/mgc.go, `findMaybeRunnableGoroutines`, Go 1.26), with their processors' timers
+//! before. Those that remain wait for what nobody will do: they come after, so what only they hold is told as theirs.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -33,6 +37,7 @@ const OVERHEAD: u64 = 48 << 20;
 /// The table under construction.
 pub struct Mark<'a> {
     heap: &'a Heap,
+    roots_of: &'a Roots<'a>,
     watch: &'a Watch,
     max_memory: u64,
     /// By number of the object: 0, or the number of the object it was reached from plus one, or
@@ -60,6 +65,7 @@ pub struct Marked<'a> {
     parents: Table,
     roots: Vec<Root>,
     wanted: HashMap<Object, u32>,
+    forgotten: HashSet<u64>,
     figures: Figures,
 }
 
@@ -123,10 +129,11 @@ impl<'a> Mark<'a> {
         least <= max_memory && objects < u64::from(IS_ROOT)
     }
 
-    /// Nothing reached yet. `wanted` are objects whose paths will be asked for; what is in `not` is not
+    /// Nothing reached yet from `roots`. `wanted` are objects whose paths will be asked for; what is in `not` is not
     /// followed; `watch` is told how it goes.
     pub fn new(
         heap: &'a Heap,
+        roots: &'a Roots<'a>,
         wanted: impl IntoIterator<Item = Object>,
         not: &'a HashSet<Reference>,
         max_memory: u64,
@@ -134,8 +141,11 @@ impl<'a> Mark<'a> {
     ) -> Self {
         let mut has_wanted = vec![false; heap.spans().len()];
         let without_pointers = |object: &Object| heap.number(*object).is_none();
+        let channels = roots.waiting().values();
+        let channels = channels.filter_map(|at| heap.object_at(*at));
         let wanted: HashMap<_, _> = wanted
             .into_iter()
+            .chain(channels)
             .filter(without_pointers)
             .map(|object| (object, 0))
             .collect();
@@ -145,6 +155,7 @@ impl<'a> Mark<'a> {
         watch.begin(heap.bytes().1);
         Self {
             heap,
+            roots_of: roots,
             watch,
             max_memory,
             parents: Table::new(heap.objects()),
@@ -167,24 +178,37 @@ impl<'a> Mark<'a> {
     }
 
     /// Goes from the roots to everything that they reach. `None`: the memory allowed does not suffice.
-    pub fn run(mut self, roots: &Roots<'_>) -> Option<Marked<'a>> {
+    pub fn run(mut self) -> Option<Marked<'a>> {
         let start = Instant::now();
+        let roots = self.roots_of;
         // What the structure of a goroutine or a processor refers to is told as that one's, not as
         // that of whoever leads to the structure.
-        let gs: Vec<_> = roots
+        let mut gs: HashMap<Root, u32> = roots
             .gs()
-            .filter_map(|(root, at)| self.hold_back(Holder::Root(root), at))
+            .filter_map(|(root, at)| Some((root, self.hold_back(Holder::Root(root), at)?)))
             .collect();
         let ps: Vec<_> = roots
             .ps()
             .into_iter()
             .filter_map(|(holder, at)| self.hold_back(holder, at))
             .collect();
-        roots.programs(|root, word| self.root(root, word));
+        let mut left: HashSet<u32> = roots.waiting().keys().copied().collect();
+        roots.programs_that_run(|root, word| self.root(root, word));
         self.drain();
-        self.found.extend(gs);
+        self.let_in(&mut left, &mut gs);
+        let waits = |root: &Root| matches!(root, Root::Goroutine(place) if left.contains(place));
+        let run = gs.extract_if(|root, _| !waits(root));
+        self.found.extend(run.map(|(_, number)| number));
         self.drain();
         self.found.extend(ps);
+        self.drain();
+        self.let_in(&mut left, &mut gs);
+        // Their channels nobody can reach but they themselves, and others like them.
+        let forgotten = left.iter().filter_map(|place| roots.waiting().get(place));
+        let forgotten = forgotten.copied().collect();
+        roots.stacks(&left, |root, word| self.root(root, word));
+        self.drain();
+        self.found.extend(gs.into_values());
         self.drain();
         roots.runtimes(|root, word| self.root(root, word));
         self.drain();
@@ -197,13 +221,38 @@ impl<'a> Mark<'a> {
             is_cut: !self.found.is_empty() || !self.level.is_empty(),
             ..self.figures
         };
+        let is_whole = !figures.is_cut && figures.roots_dropped == 0;
         (!self.is_full).then_some(Marked {
             heap: self.heap,
             figures,
             parents: self.parents,
             roots: self.roots,
             wanted: self.wanted,
+            forgotten: if is_whole { forgotten } else { HashSet::new() },
         })
+    }
+
+    /// Goes on from the stacks of goroutines whose channel has been reached, so that somebody may wake them, and
+    /// takes them from those that are left, until the channels of these are reached by nobody.
+    fn let_in(&mut self, left: &mut HashSet<u32>, gs: &mut HashMap<Root, u32>) {
+        let waiting = self.roots_of.waiting();
+        loop {
+            let is_reached = |place: &u32| {
+                let channel = waiting.get(place).and_then(|at| self.heap.object_at(*at));
+                // One that is no object is the program's or the runtime's own.
+                channel.is_none_or(|channel| !self.is_new(channel))
+            };
+            let known: HashSet<u32> = left.iter().copied().filter(is_reached).collect();
+            if known.is_empty() {
+                return;
+            }
+            left.retain(|place| !known.contains(place));
+            self.roots_of
+                .stacks(&known, |root, word| self.root(root, word));
+            let of = known.into_iter().map(Root::Goroutine);
+            self.found.extend(of.filter_map(|root| gs.remove(&root)));
+            self.drain();
+        }
     }
 
     /// Marks an object as reached without looking at it yet; gives its number.
@@ -344,6 +393,10 @@ impl Holders for Marked<'_> {
 
     fn is_unsure(&self) -> bool {
         false
+    }
+
+    fn forgotten(&self) -> HashSet<u64> {
+        self.forgotten.clone()
     }
 
     fn holder(&self, object: Object) -> Option<Holder> {

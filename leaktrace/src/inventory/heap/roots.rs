@@ -5,7 +5,11 @@
 //! which words are pointers. A stack is looked at word by word: a word that looks like an address
 //! counts, so that may be one by chance, or of a variable that is dead.
 
-use std::{collections::HashSet, thread, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    thread,
+    time::Duration,
+};
 
 use super::{Heap, HeapError, Holder, samples::each_special, stacks::Stacks, word};
 use crate::{
@@ -69,6 +73,8 @@ pub struct Roots<'a> {
     stacks: Stacks<'a>,
     /// Groups of goroutines that run nothing of the program.
     own_groups: HashSet<u32>,
+    /// Goroutines that wait for another one at a channel, and which.
+    waiting: HashMap<u32, u64>,
     /// What could not be looked at, with the reason.
     pub limits: Vec<(String, String)>,
 }
@@ -87,13 +93,15 @@ impl<'a> Roots<'a> {
         census: &'a Census,
         is_runtimes_own: impl Fn(u64) -> bool + 'a,
     ) -> Result<Self, HeapError> {
+        let gs = goroutines
+            .addresses()
+            .map_err(|error| HeapError::Nonsense(error.to_string()))?;
         let mut roots = Self {
             heap,
             goroutines,
             census,
-            gs: goroutines
-                .addresses()
-                .map_err(|error| HeapError::Nonsense(error.to_string()))?,
+            waiting: goroutines.waiting(census, &gs),
+            gs,
             data: Vec::new(),
             own: Box::new(|_| false),
             all_finalizers: None,
@@ -193,7 +201,24 @@ impl<'a> Roots<'a> {
     /// Every word of the roots that the program itself has: its variables and its stacks.
     pub fn programs(&self, mut visit: impl FnMut(Root, u64)) {
         self.data_words(false, &mut visit);
-        self.stack_words(false, &mut visit);
+        self.stack_words(|place| !self.is_own(place), &mut visit);
+    }
+
+    /// The same without the goroutines that wait at a channel.
+    pub fn programs_that_run(&self, mut visit: impl FnMut(Root, u64)) {
+        self.data_words(false, &mut visit);
+        let runs = |place| !self.is_own(place) && !self.waiting.contains_key(&place);
+        self.stack_words(runs, &mut visit);
+    }
+
+    /// The goroutines that wait to send or to receive, not in a select, with the channel.
+    pub fn waiting(&self) -> &HashMap<u32, u64> {
+        &self.waiting
+    }
+
+    /// Every word of the stacks of some goroutines.
+    pub fn stacks(&self, of: &HashSet<u32>, mut visit: impl FnMut(Root, u64)) {
+        self.stack_words(|place| of.contains(&place), &mut visit);
     }
 
     /// Every word of the roots that the runtime has of its own.
@@ -205,7 +230,7 @@ impl<'a> Roots<'a> {
 
     /// Every word of the stacks of the runtime's own goroutines.
     pub fn runtimes_stacks(&self, mut visit: impl FnMut(Root, u64)) {
-        self.stack_words(true, &mut visit);
+        self.stack_words(|place| self.is_own(place), &mut visit);
     }
 
     /// The processors, `runtime.p`, which hold the timers, and before them the array that holds them:
@@ -298,8 +323,14 @@ impl<'a> Roots<'a> {
         }
     }
 
-    /// Those of the runtime's own goroutines, or of all others.
-    fn stack_words(&self, own: bool, visit: &mut impl FnMut(Root, u64)) {
+    /// Whether a goroutine runs nothing of the program.
+    fn is_own(&self, place: u32) -> bool {
+        let member = self.census.members.get(place as usize);
+        member.is_some_and(|member| self.own_groups.contains(&member.group))
+    }
+
+    /// Those of the goroutines that are wanted.
+    fn stack_words(&self, is_wanted: impl Fn(u32) -> bool, visit: &mut impl FnMut(Root, u64)) {
         let mut ranges = Vec::new();
         let mut bytes = 0;
         let mut read = |ranges: &mut Vec<(u32, (u64, usize))>| {
@@ -312,13 +343,12 @@ impl<'a> Roots<'a> {
                     .words(pc, sp, stack, |_, word, _| visit(Root::Stack(place), word));
             }
         };
-        for (place, member) in self.census.members.iter().enumerate() {
-            let is_own = self.own_groups.contains(&member.group);
-            if member.depth == 0 || member.goid == 0 || is_own != own {
+        for (member, place) in self.census.members.iter().zip(0..) {
+            if member.depth == 0 || member.goid == 0 || !is_wanted(place) {
                 continue;
             }
             let depth = u64::from(member.depth).min(MAX_STACK);
-            ranges.push((place as u32, (member.sp, depth as usize)));
+            ranges.push((place, (member.sp, depth as usize)));
             bytes += depth;
             if ranges.len() == STACKS || bytes > STACK_BYTES {
                 read(&mut ranges);

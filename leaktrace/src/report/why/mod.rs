@@ -302,6 +302,10 @@ pub struct Holder {
     pub offset: Option<u64>,
     /// The goroutines: all that stand there, with the channel that most of them wait on.
     pub goroutines: Option<Box<GoroutineGroup>>,
+    /// Nothing that was looked at leads to that channel but goroutines that wait at it, or at another one of which
+    /// the same is true: no variable of the program, no other goroutine, no timer.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub forgotten: bool,
     /// How many of them the paths begin at.
     pub holding: u64,
     /// What they keep.

@@ -151,7 +151,12 @@ fn holder_lines(holder: &Holder, site: &WhySite) -> Vec<String> {
             lines.push(format!("       created by {}", line(frame)));
         }
         if let Some(channel) = &group.channel {
-            lines.push(format!("       channel: {}", channel.in_words()));
+            let nobody = if holder.forgotten {
+                "; only goroutines that wait so lead to it"
+            } else {
+                ""
+            };
+            lines.push(format!("       channel: {}{nobody}", channel.in_words()));
         }
     }
     for path in &holder.paths {
@@ -196,7 +201,7 @@ pub(super) fn root(holder: &Holder) -> String {
                     // More of them may hold something: not each object is a sample.
                     holding => {
                         let holding = human::thousands(holding);
-                        format!("{all} {doing}, by samples at least {holding} of them")
+                        format!("{all} {doing} (by samples, at least {holding} of them)")
                     }
                 }
             }
