@@ -330,7 +330,8 @@ fn walk(memory: Memory, go: &GoTarget) {
         && all < 1 << 24
     {
         let (none, watch, memory) = (HashSet::new(), Watch::default(), 256 << 20);
-        heap::Mark::new(&heap, &roots, [], &none, memory, &watch).run();
+        let types = heap::Types::find(&heap, go);
+        heap::Mark::new(&heap, (&roots, types.as_ref()), [], &none, memory, &watch).run();
         let each = heap
             .spans()
             .iter()

@@ -105,8 +105,19 @@ fn shapes(version: &str, stripped: bool) {
             assert_eq!(is_back, !way.is_empty(), "{}", why["pass"]);
             why
         };
-        are_told(&look("main.in"), stripped);
+        let told = look("main.in");
+        are_told(&told, stripped);
         is_on_stack(&look("main.onStack"));
+        // A variable leads to the channel of `hold`, a timer to those of `tick`; to that of `forget` nothing does.
+        let forgotten = only_holder(&told, "main.inForgotten");
+        let group = &forgotten["goroutines"];
+        assert_eq!(group["blocked_at"]["function"], "main.forget", "{group:#}");
+        let expected = if way.is_empty() {
+            true.into()
+        } else {
+            Value::Null
+        };
+        assert_eq!(forgotten["forgotten"], expected, "{forgotten:#}");
     }
     assert!(service.is_running(), "the target did not survive");
 }
@@ -150,6 +161,7 @@ fn are_told(why: &Value, stripped: bool) {
     );
     let group = &ticker["goroutines"];
     assert_eq!(group["blocked_at"]["function"], "main.tick", "{group:#}");
+    assert_eq!(ticker["forgotten"], Value::Null, "{ticker:#}");
 
     let finalizer = only_holder(why, "main.inFinalizer");
     assert_eq!(finalizer["kind"], "finalizer", "{finalizer:#}");
@@ -207,6 +219,7 @@ fn is_on_stack(why: &Value) {
         "line {line}"
     );
     assert_eq!(group["created_by"]["function"], "main.fill");
+    assert_eq!(stack["forgotten"], Value::Null, "{stack:#}");
 }
 
 #[test]
@@ -276,6 +289,8 @@ fn the_table_is_kept_by_those_who_wait_for_done() {
                 (&channel["senders"], &channel["receivers"]),
                 (&0.into(), &group["count"])
             );
+            // The reloader has it too, and that main has.
+            assert_eq!(holder["forgotten"], Value::Null, "{holder:#}");
             let path = hops(&holder);
             assert!(path.len() > 3, "{path:#?}");
             let row = path.last().unwrap();

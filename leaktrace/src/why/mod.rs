@@ -228,12 +228,9 @@ fn look(options: &Options, watch: &Watch) -> Result<Why> {
 }
 
 fn limits(roots: &Roots<'_>) -> Vec<LimitReport> {
-    let limits = roots.limits.iter();
+    let limits = roots.limits().into_iter();
     limits
-        .map(|(what, reason)| LimitReport {
-            what: what.clone(),
-            reason: reason.clone(),
-        })
+        .map(|(what, reason)| LimitReport { what, reason })
         .collect()
 }
 

@@ -111,7 +111,14 @@ impl Search<'_> {
         let (heap, memory) = (self.heap, self.options.max_memory);
         if Mark::may_fit(heap, memory) {
             let wanted = wanted.iter().copied();
-            let mark = Mark::new(heap, self.roots, wanted, not, memory, self.watch);
+            let mark = Mark::new(
+                heap,
+                (self.roots, self.types),
+                wanted,
+                not,
+                memory,
+                self.watch,
+            );
             if let Some(marked) = mark.run() {
                 return Ok(Box::new(marked));
             }

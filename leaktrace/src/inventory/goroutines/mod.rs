@@ -137,6 +137,29 @@ impl<'a> Goroutines<'a> {
         is_whole.then_some((seen.sp, stack, seen.return_address(self.frame(seen.pc).1)))
     }
 
+    /// Of each of these goroutines whether it stands where the census has seen it.
+    pub fn stand_still(&self, of: &[(u64, Member)]) -> Vec<bool> {
+        let g = &self.layout.g;
+        let structures: Vec<_> = of.iter().map(|(at, _)| (*at, g.size as usize)).collect();
+        let read = self.memory.read_each(&structures);
+        let stands = |(index, (_, member)): (usize, &(u64, Member))| {
+            let seen = read.get(index).and_then(|bytes| Seen::of(bytes, g));
+            seen.is_some_and(|seen| {
+                (seen.goid, seen.sp, seen.seq) == (member.goid, member.sp, member.seq)
+                    && seen.state.can_be_walked()
+            })
+        };
+        of.iter().enumerate().map(stands).collect()
+    }
+
+    /// Whether the goroutine has ended.
+    pub fn is_gone(&self, address: u64, goid: u64) -> bool {
+        let g = &self.layout.g;
+        let mut bytes = vec![0; g.size as usize];
+        let is_read = self.memory.read(address, &mut bytes).is_ok();
+        is_read && Seen::of(&bytes, g).is_none_or(|seen| seen.goid != goid)
+    }
+
     /// Takes the census.
     ///
     /// # Errors

@@ -17,7 +17,7 @@ use std::{
     time::Instant,
 };
 
-use super::{Figures, Heap, Holder, Holders, Object, Reference, Root, Roots, word};
+use super::{Figures, Heap, Holder, Holders, Object, Reference, Root, Roots, Types, word};
 use crate::{inventory::Watch, target::Ranges};
 
 /// Set in an entry of the table that is the index of a root.
@@ -38,6 +38,7 @@ const OVERHEAD: u64 = 48 << 20;
 pub struct Mark<'a> {
     heap: &'a Heap,
     roots_of: &'a Roots<'a>,
+    types: Option<&'a Types<'a>>,
     watch: &'a Watch,
     max_memory: u64,
     /// By number of the object: 0, or the number of the object it was reached from plus one, or
@@ -133,7 +134,7 @@ impl<'a> Mark<'a> {
     /// followed; `watch` is told how it goes.
     pub fn new(
         heap: &'a Heap,
-        roots: &'a Roots<'a>,
+        (roots, types): (&'a Roots<'a>, Option<&'a Types<'a>>),
         wanted: impl IntoIterator<Item = Object>,
         not: &'a HashSet<Reference>,
         max_memory: u64,
@@ -156,6 +157,7 @@ impl<'a> Mark<'a> {
         Self {
             heap,
             roots_of: roots,
+            types,
             watch,
             max_memory,
             parents: Table::new(heap.objects()),
@@ -200,12 +202,13 @@ impl<'a> Mark<'a> {
         let run = gs.extract_if(|root, _| !waits(root));
         self.found.extend(run.map(|(_, number)| number));
         self.drain();
-        self.found.extend(ps);
+        for number in ps {
+            self.look_by_type(number);
+        }
         self.drain();
         self.let_in(&mut left, &mut gs);
         // Their channels nobody can reach but they themselves, and others like them.
-        let forgotten = left.iter().filter_map(|place| roots.waiting().get(place));
-        let forgotten = forgotten.copied().collect();
+        let mut forgotten: HashSet<u64> = left.iter().map(|place| roots.waiting()[place]).collect();
         roots.stacks(&left, |root, word| self.root(root, word));
         self.drain();
         self.found.extend(gs.into_values());
@@ -221,7 +224,14 @@ impl<'a> Mark<'a> {
             is_cut: !self.found.is_empty() || !self.level.is_empty(),
             ..self.figures
         };
-        let is_whole = !figures.is_cut && figures.roots_dropped == 0;
+        // Whoever does not wait any more was woken.
+        let waited: Vec<u32> = roots.waiting().keys().copied().collect();
+        for (place, stands) in waited.iter().zip(roots.stands_still(&waited)) {
+            if !stands {
+                forgotten.remove(&roots.waiting()[place]);
+            }
+        }
+        let is_whole = !figures.is_cut && figures.roots_dropped == 0 && roots.are_all_read();
         (!self.is_full).then_some(Marked {
             heap: self.heap,
             figures,
@@ -356,6 +366,33 @@ impl<'a> Mark<'a> {
             }
         }
         self.level.clear();
+    }
+
+    /// Looks at the pointers of one object only, where its type is known: a processor has buffers of addresses that
+    /// mean nothing any more.
+    fn look_by_type(&mut self, number: u32) {
+        let heap = self.heap;
+        let object = heap.numbered(number);
+        let mut bytes = vec![0; heap.size(object).min(BATCH) as usize];
+        if heap.memory.read(heap.address(object), &mut bytes).is_err() {
+            self.figures.unread_bytes += bytes.len() as u64;
+            return;
+        }
+        self.figures.scanned_bytes += bytes.len() as u64;
+        let first_word = word(&bytes, 0);
+        for (index, bytes) in bytes.chunks_exact(8).enumerate() {
+            let is_pointer = || {
+                let types = self.types?;
+                types.is_pointer(object, 8 * index as u64, first_word)
+            };
+            if let Some(to) = heap.object_at(word(bytes, 0))
+                && self.is_new(to)
+                && is_pointer() != Some(false)
+                && (self.not.is_empty() || self.may_follow(number, to))
+            {
+                self.reach(to, number + 1);
+            }
+        }
     }
 
     fn look(&mut self) {

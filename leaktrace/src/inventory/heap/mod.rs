@@ -8,6 +8,7 @@
 
 mod back;
 mod bitmap;
+mod finalizers;
 mod holders;
 mod mark;
 mod paths;

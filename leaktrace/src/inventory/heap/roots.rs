@@ -6,6 +6,7 @@
 //! counts, so that may be one by chance, or of a variable that is dead.
 
 use std::{
+    cell::RefCell,
     collections::{HashMap, HashSet},
     thread,
     time::Duration,
@@ -25,22 +26,18 @@ const MAX_PROCESSORS: u64 = 1 << 16;
 /// Variables of a module larger than this are not looked at.
 const MAX_DATA: u64 = 1 << 32;
 /// Bytes read at a time.
-const PIECE: u64 = 1 << 20;
+pub(super) const PIECE: u64 = 1 << 20;
 /// Stacks read at a time, and bytes of them.
 const STACKS: usize = 1024;
 const STACK_BYTES: u64 = 8 << 20;
+/// Bytes of the stacks of goroutines that ran during the census.
+const LATE_BYTES: u64 = 64 << 20;
 /// How often a goroutine that runs is looked at again, and how long after.
 const STACK_TRIES: usize = 10;
 const STACK_PAUSE: Duration = Duration::from_millis(1);
-/// Words of all finalizers, cleanups and their objects that are looked at; each is 16 bytes.
-const MAX_SPECIAL_WORDS: usize = 1 << 22;
-/// Blocks of the queue of finalizers that are followed.
-const MAX_FINALIZER_BLOCKS: usize = 1 << 16;
-/// `runtime.finblock` (runtime/mfinal.go, Go 1.19 to 1.27): 4 KiB, of which the first 24 bytes are a
-/// header with `alllink` at 0 and `cnt` at 16, then 40 bytes each.
-const FINALIZER_BLOCK: usize = 4096;
-const FINALIZER_HEADER: usize = 24;
-const FINALIZER: usize = 40;
+
+/// The stack of a goroutine: from where, its bytes, and the return address at which it stands.
+type Stack = (u64, Vec<u8>, u64);
 
 /// Where a path begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -59,7 +56,7 @@ pub enum Root {
 
 /// The roots of a process.
 pub struct Roots<'a> {
-    heap: &'a Heap,
+    pub(super) heap: &'a Heap,
     goroutines: &'a Goroutines<'a>,
     census: &'a Census,
     /// Addresses of the `runtime.g`s, in the order of `runtime.allgs`.
@@ -68,15 +65,18 @@ pub struct Roots<'a> {
     data: Vec<(u64, u64, Vec<u8>)>,
     /// Addresses of the runtime's own variables, looked at last.
     own: Box<dyn Fn(u64) -> bool + 'a>,
-    all_finalizers: Option<u64>,
+    pub(super) all_finalizers: Option<u64>,
     all_processors: Option<u64>,
     stacks: Stacks<'a>,
     /// Groups of goroutines that run nothing of the program.
     own_groups: HashSet<u32>,
+    /// Stacks of goroutines that ran or moved during the census.
+    late: HashMap<u32, Stack>,
+    /// Those that could not be read afterwards either, and those that moved each time since.
+    unread: RefCell<HashSet<u32>>,
     /// Goroutines that wait for another one at a channel, and which.
     waiting: HashMap<u32, u64>,
-    /// What could not be looked at, with the reason.
-    pub limits: Vec<(String, String)>,
+    limits: Vec<(String, String)>,
 }
 
 impl<'a> Roots<'a> {
@@ -108,6 +108,8 @@ impl<'a> Roots<'a> {
             all_processors: None,
             stacks: Stacks::new(go),
             own_groups: own_groups(go, census),
+            late: HashMap::new(),
+            unread: RefCell::default(),
             limits: Vec::new(),
         };
         let Some(module) = go.binary.module_data() else {
@@ -135,12 +137,7 @@ impl<'a> Roots<'a> {
                 "which of its words are pointers is not known",
             );
         }
-        let running = |member: &&_| is_unread(member);
-        let unread = census.members.iter().filter(running).count();
-        if unread > 0 {
-            let what = format!("stacks of {unread} goroutines");
-            roots.limit(&what, "they ran, or moved whenever they were read");
-        }
+        roots.read_late();
         let is_deep = |member: &&Member| u64::from(member.depth) > MAX_STACK;
         let deep = census.members.iter().filter(is_deep).count();
         if deep > 0 {
@@ -148,6 +145,62 @@ impl<'a> Roots<'a> {
             roots.limit(&what, "their stacks are larger than 64 MiB");
         }
         Ok(roots)
+    }
+
+    /// Reads the stacks of goroutines that ran or moved during the census, once they do not.
+    fn read_late(&mut self) {
+        let mut left: Vec<(u32, u64, u64)> = self
+            .census
+            .members
+            .iter()
+            .zip(&self.gs)
+            .zip(0..)
+            .filter(|((member, _), _)| is_unread(member))
+            .map(|((member, at), place)| (place, *at, member.goid))
+            .collect();
+        let mut bytes = 0;
+        for attempt in 0..STACK_TRIES {
+            if attempt > 0 && !left.is_empty() {
+                thread::sleep(STACK_PAUSE);
+            }
+            left.retain(|&(place, at, goid)| {
+                if bytes > LATE_BYTES || self.goroutines.is_gone(at, goid) {
+                    return bytes > LATE_BYTES;
+                }
+                let Some(stack) = self.goroutines.stack(at, goid) else {
+                    return true;
+                };
+                bytes += stack.1.len() as u64;
+                self.late.insert(place, stack);
+                false
+            });
+        }
+        let left = left.into_iter().map(|(place, ..)| place);
+        self.unread.get_mut().extend(left);
+    }
+
+    /// Whether the stack of every goroutine was read.
+    pub fn are_all_read(&self) -> bool {
+        self.unread.borrow().is_empty()
+    }
+
+    /// What could not be looked at, with the reason.
+    pub fn limits(&self) -> Vec<(String, String)> {
+        let unread = self.unread.borrow().len();
+        let ran = (unread > 0).then(|| {
+            let reason = "they ran, or moved whenever they were read";
+            (format!("stacks of {unread} goroutines"), reason.to_owned())
+        });
+        self.limits.iter().cloned().chain(ran).collect()
+    }
+
+    /// Whether a goroutine stands where the census has seen it.
+    pub fn stands_still(&self, places: &[u32]) -> Vec<bool> {
+        let of = places.iter().map(|&place| {
+            let at = self.gs.get(place as usize).copied().unwrap_or(0);
+            (at, self.census.members[place as usize])
+        });
+        self.goroutines.stand_still(&of.collect::<Vec<_>>())
     }
 
     fn limit(&mut self, what: &str, reason: &str) {
@@ -294,6 +347,20 @@ impl<'a> Roots<'a> {
         }
     }
 
+    /// The stack of a goroutine that has moved since the census; `None`: it has ended, or could not be read.
+    fn stack_now(&self, place: u32) -> Option<Stack> {
+        let at = *self.gs.get(place as usize)?;
+        let goid = self.census.members.get(place as usize)?.goid;
+        let stack = self.stack_again(at, goid);
+        let mut unread = self.unread.borrow_mut();
+        if stack.is_none() && !self.goroutines.is_gone(at, goid) {
+            unread.insert(place);
+        } else {
+            unread.remove(&place);
+        }
+        stack
+    }
+
     /// The stack of a goroutine, once it does not run.
     fn stack_again(&self, at: u64, goid: u64) -> Option<(u64, Vec<u8>, u64)> {
         (0..STACK_TRIES).find_map(|attempt| {
@@ -325,8 +392,10 @@ impl<'a> Roots<'a> {
 
     /// Whether a goroutine runs nothing of the program.
     fn is_own(&self, place: u32) -> bool {
+        /// `goid` of the one that runs `main`, whoever made it.
+        const MAIN: u64 = 1;
         let member = self.census.members.get(place as usize);
-        member.is_some_and(|member| self.own_groups.contains(&member.group))
+        member.is_some_and(|of| of.goid != MAIN && self.own_groups.contains(&of.group))
     }
 
     /// Those of the goroutines that are wanted.
@@ -336,11 +405,17 @@ impl<'a> Roots<'a> {
         let mut read = |ranges: &mut Vec<(u32, (u64, usize))>| {
             let at: Vec<_> = ranges.iter().map(|(_, range)| *range).collect();
             let stacks = self.heap.memory.read_each(&at);
+            let places: Vec<u32> = ranges.iter().map(|(place, _)| *place).collect();
+            let stand = self.stands_still(&places);
             for (index, (place, (sp, _))) in ranges.drain(..).enumerate() {
-                let stack = stacks.get(index).unwrap_or_default();
-                let pc = self.stands_at(place);
-                self.stacks
-                    .words(pc, sp, stack, |_, word, _| visit(Root::Stack(place), word));
+                let mut visit = |_, word, _| visit(Root::Stack(place), word);
+                if stand[index] {
+                    let stack = stacks.get(index).unwrap_or_default();
+                    let pc = self.stands_at(place);
+                    self.stacks.words(pc, sp, stack, visit);
+                } else if let Some((sp, stack, pc)) = self.stack_now(place) {
+                    self.stacks.words(Some(pc), sp, &stack, &mut visit);
+                }
             }
         };
         for (member, place) in self.census.members.iter().zip(0..) {
@@ -356,6 +431,11 @@ impl<'a> Roots<'a> {
             }
         }
         read(&mut ranges);
+        for (&place, (sp, stack, pc)) in self.late.iter().filter(|(place, _)| is_wanted(**place)) {
+            self.stacks.words(Some(*pc), *sp, stack, |_, word, _| {
+                visit(Root::Stack(place), word)
+            });
+        }
     }
 
     /// Where the goroutine at a place stands, as the census has it.
@@ -363,99 +443,6 @@ impl<'a> Roots<'a> {
         let member = self.census.members.get(place as usize)?;
         let (key, _) = self.census.groups.get(member.group as usize)?;
         key.pcs.first().copied()
-    }
-
-    /// A finalizer's closure, and whatever its object refers to, but not the object.
-    fn specials(&self, visit: &mut impl FnMut(Root, u64)) {
-        let mut found = Vec::new();
-        each_special(self.heap, |at, bytes, span, layout| {
-            if bytes.get(layout.kind as usize) != Some(&layout.kind_profile)
-                && found.len() < MAX_SPECIAL_WORDS
-            {
-                let words = self.special_words(bytes, span.start, at);
-                found.extend(words.map(|(_, word)| (at, word)));
-            }
-        });
-        for (at, word) in found {
-            visit(Root::Special(at), word);
-        }
-    }
-
-    /// The words of a finalizer's or cleanup's special, and those of the object it waits for.
-    fn special_words(
-        &self,
-        bytes: &[u8],
-        span: u64,
-        at: u64,
-    ) -> impl Iterator<Item = (u64, u64)> + use<> {
-        let layout = &self.heap.layout;
-        let special = &layout.special;
-        let kind = bytes.get(special.kind as usize).copied();
-        let is_kind = |name| {
-            let constant = layout.constant(name).ok();
-            constant.is_some() && constant.and_then(|c| u8::try_from(c).ok()) == kind
-        };
-        let mut words = Vec::new();
-        if is_kind("runtime._KindSpecialFinalizer") {
-            let header = layout.size_of("runtime.special").unwrap_or(special.bucket);
-            words.push((at + header, word(bytes, header)));
-            let object = span + (word(bytes, special.offset) & 0xffff);
-            words.extend(self.fields(object));
-        } else if is_kind("runtime._KindSpecialCleanup") {
-            // Its function is its first field; later releases have three words there, an adapter, the
-            // function and its argument (runtime/mheap.go, `specialCleanup`, Go 1.24 to 1.27).
-            let header = layout.size_of("runtime.special").unwrap_or(special.bucket);
-            words.extend(
-                (header..header + 24)
-                    .step_by(8)
-                    .map(|offset| (at + offset, word(bytes, offset))),
-            );
-        }
-        words.into_iter()
-    }
-
-    fn fields(&self, object: u64) -> Vec<(u64, u64)> {
-        let heap = self.heap;
-        let Some(object) = heap.object_at(object) else {
-            return Vec::new();
-        };
-        if heap.span(object).has_no_pointers {
-            return Vec::new();
-        }
-        let at = heap.address(object);
-        let mut bytes = vec![0; heap.size(object).min(PIECE) as usize];
-        if heap.memory.read(at, &mut bytes).is_err() {
-            return Vec::new();
-        }
-        let words = bytes.chunks_exact(8).enumerate();
-        words
-            .map(|(index, bytes)| (at + 8 * index as u64, word(bytes, 0)))
-            .filter(|(_, word)| heap.object_at(*word).is_some_and(|other| other != object))
-            .collect()
-    }
-
-    fn finalizer_queue(&self, visit: &mut impl FnMut(Root, u64)) {
-        let Some(all) = self.all_finalizers else {
-            return;
-        };
-        let mut block = self.heap.memory.read_u64(all).unwrap_or(0);
-        let mut seen = HashSet::new();
-        while block != 0 && seen.len() < MAX_FINALIZER_BLOCKS && seen.insert(block) {
-            let mut bytes = vec![0; FINALIZER_BLOCK];
-            if self.heap.memory.read(block, &mut bytes).is_err() {
-                return;
-            }
-            let count = word(&bytes, 16) as u32 as usize;
-            let queued = bytes[FINALIZER_HEADER..]
-                .chunks_exact(FINALIZER)
-                .take(count);
-            for (index, queued) in queued.enumerate() {
-                let at = block + (FINALIZER_HEADER + FINALIZER * index) as u64;
-                visit(Root::FinalizerQueue(at), word(queued, 0));
-                visit(Root::FinalizerQueue(at + 8), word(queued, 8));
-            }
-            block = word(&bytes, 0);
-        }
     }
 }
 
@@ -468,10 +455,9 @@ fn is_unread(member: &Member) -> bool {
     member.goid != 0 && member.depth == 0
 }
 
-/// Groups of goroutines that the runtime has made for itself: those that run finalizers and cleanups,
-/// and the first, run the program.
+/// Groups of goroutines that the runtime has made for itself: those that run finalizers and cleanups run the program.
 fn own_groups(go: &GoTarget, census: &Census) -> HashSet<u32> {
-    const OF_THE_PROGRAM: [&str; 4] = ["rt0_go", "createfing", "createGs", "main"];
+    const OF_THE_PROGRAM: [&str; 3] = ["createfing", "createGs", "main"];
     let is_own = |created_by: u64| {
         let linked = created_by.wrapping_sub(go.bias).wrapping_sub(1);
         let name = go

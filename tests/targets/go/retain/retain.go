@@ -62,6 +62,9 @@ func inGrowingSlice() *payload { return &payload{} }
 func onStack() *payload { return &payload{} }
 
 //go:noinline
+func inForgotten() *payload { return &payload{} }
+
+//go:noinline
 func inTimer() *payload { return &payload{} }
 
 //go:noinline
@@ -92,6 +95,13 @@ func hold(p *payload) {
 	runtime.KeepAlive(p)
 }
 
+// forget keeps what it is given on its stack, and waits for what nobody can do: nobody else has the channel.
+func forget(p *payload, never chan struct{}) {
+	started.Done()
+	<-never // forget blocks here
+	runtime.KeepAlive(p)
+}
+
 // tick keeps what it is given on its stack, for a ticker that nobody stops.
 func tick(p *payload) {
 	ticker := time.NewTicker(time.Hour)
@@ -105,13 +115,15 @@ func use(p *payload) { p.next = p.next }
 
 // fill makes everything but garbage, in a goroutine of its own: its stack goes with it.
 func fill() {
+	never := make(chan struct{})
 	for i := 0; i < each; i++ {
 		globalMap[i] = inGlobalMap()
 		globalBytes = append(globalBytes, inGlobalBytes())
 		syncMap.Store(i, inSyncMap())
 		growing = append(growing, inGrowingSlice())
-		started.Add(2)
+		started.Add(3)
 		go hold(onStack())
+		go forget(inForgotten(), never)
 		go tick(inTicker())
 		timed := inTimer()
 		time.AfterFunc(time.Hour, func() { use(timed) })
