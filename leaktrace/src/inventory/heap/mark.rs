@@ -221,7 +221,6 @@ impl<'a> Mark<'a> {
             passes: 1,
             memory_bytes: self.memory(),
             took: start.elapsed(),
-            is_cut: !self.found.is_empty() || !self.level.is_empty(),
             ..self.figures
         };
         // Whoever does not wait any more was woken.
@@ -343,6 +342,7 @@ impl<'a> Mark<'a> {
             while next < self.level.len() {
                 self.is_full |= self.memory() > self.max_memory;
                 if self.is_full || self.watch.is_stopped() {
+                    self.figures.is_cut = true;
                     return;
                 }
                 self.batch.clear();
@@ -365,7 +365,6 @@ impl<'a> Mark<'a> {
                 self.watch.add(bytes);
             }
         }
-        self.level.clear();
     }
 
     /// Looks at the pointers of one object only, where its type is known: a processor has buffers of addresses that
