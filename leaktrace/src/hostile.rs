@@ -11,12 +11,13 @@ mod tests;
 
 use std::{collections::HashSet, io::Write as _, os::fd::AsRawFd as _, path::PathBuf};
 
+use bytes::Bytes;
 use procfs::{FromRead as _, process::Status};
 
 use crate::{
     capture::{Capture, FORMAT_VERSION, Limits, MAGIC},
     export::{self, Value},
-    go::{GoBinary, GoVariable, PcKind, dwarf, layout::Span},
+    go::{DebugTypes, GoBinary, GoVariable, PcKind, dwarf, layout::Span},
     inventory::{Buckets, Watch, goroutines::Goroutines, heap},
     plan::{GoSampler, cgo, frame_table, native},
     report::{self, ReportOptions, text::TextOptions},
@@ -192,6 +193,18 @@ pub fn debug_info(bytes: &[u8]) {
     let (info, abbreviations) = rest.split_at(length);
     ceiling::within(256 * MIB, || {
         let _ = dwarf::read(info, abbreviations);
+        let types = DebugTypes::read(|name| match name {
+            "info" => Some(Bytes::copy_from_slice(info)),
+            "abbrev" => Some(Bytes::copy_from_slice(abbreviations)),
+            _ => None,
+        });
+        if let Some(types) = types {
+            for at in 0..info.len().min(1 << 12) {
+                types.pointee(at, 8 * (at as u64 % 8));
+                types.variable(at as u64);
+                types.local(at as u64, at as i64 - 64);
+            }
+        }
     });
 }
 

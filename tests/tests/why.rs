@@ -295,6 +295,17 @@ fn the_table_is_kept_by_those_who_wait_for_done() {
             assert!(path.len() > 3, "{path:#?}");
             let row = path.last().unwrap();
             assert_eq!(row["name"], "main.Row", "{row:#}");
+            // The variable on the stack, and its type, are in the debug information only.
+            let first = (&path[0]["via"], &path[0]["name"]);
+            if mode == "-stripped" {
+                assert_eq!(first, (&Value::Null, &"48 B object".into()), "{path:#?}");
+            } else {
+                assert_eq!(
+                    first,
+                    (&"cache".into(), &"main.rowCache".into()),
+                    "{path:#?}"
+                );
+            }
         }
     }
 }

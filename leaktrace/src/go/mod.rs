@@ -23,6 +23,7 @@ mod data;
 mod stack_map;
 mod runtime_types;
 mod table;
+mod debug_types;
 pub(crate) mod dwarf;
 pub mod layout;
 
@@ -32,6 +33,7 @@ use std::sync::{Mutex, OnceLock};
 use bytes::Bytes;
 
 pub use data::{DataSymbols, Place};
+pub use debug_types::{DebugTypes, Pointee, TypeId};
 pub use memstats::{GoMemory, MemStatsLayout};
 pub use stack_map::{FrameMap, Slots};
 pub use variable::{GoVariable, Located};
@@ -400,6 +402,12 @@ impl GoBinary {
     /// to the heap profile. The error is the reason why it is not known.
     pub fn sampler_linked_off(&self) -> Result<bool, String> {
         sampler_flag::is_linked_off(self)
+    }
+
+    /// The program's types and variables by its debug information. `None`: it has none that can be read. It takes
+    /// about as long as reading the file does.
+    pub fn debug_types(&self) -> Option<DebugTypes> {
+        DebugTypes::read(|name| self.elf.debug_section(name, MAX_DEBUG_INFO))
     }
 
     /// Offset in the file of what is loaded at a link-time address.

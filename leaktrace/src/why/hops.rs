@@ -1,13 +1,16 @@
 //! What an object on a path is called.
 
-use std::collections::{HashMap, HashSet};
+use std::{
+    cell::RefCell,
+    collections::{HashMap, HashSet},
+};
 
 use crate::{
-    go::GoBinary,
+    go::{DebugTypes, GoBinary, TypeId},
     inventory::{
         Bucket,
         goroutines::Census,
-        heap::{DynamicType, Heap, Hop, Object, Roots, Sample, Types},
+        heap::{DynamicType, Heap, Hop, Object, Path, Root, Roots, Sample, Types},
     },
     report::why::{HopReport, NamedBy},
     symbolize::{PcKind, Symbolizer},
@@ -26,6 +29,18 @@ pub(super) struct Hops<'a> {
     sampled: HashMap<Object, u64>,
     /// By bucket: the function that allocated.
     functions: HashMap<u64, String>,
+    roots: &'a Roots<'a>,
+    debug: Option<DebugTypes>,
+    /// What objects on paths are by what refers to them, by the program's debug information.
+    typed: RefCell<HashMap<Object, String>>,
+}
+
+/// What an object is by what refers to it: a value of this type, or several.
+#[derive(Clone, Copy)]
+struct Typed {
+    of: TypeId,
+    size: u64,
+    is_array: bool,
 }
 
 impl<'a> Hops<'a> {
@@ -35,7 +50,7 @@ impl<'a> Hops<'a> {
         go: &'a GoTarget,
         types: Option<&'a Types<'a>>,
         census: &Census,
-        roots: &Roots<'_>,
+        roots: &'a Roots<'a>,
         buckets: &HashMap<u64, Bucket>,
         samples: &[Sample],
         symbolizer: &Symbolizer<'_>,
@@ -77,7 +92,110 @@ impl<'a> Hops<'a> {
             goroutines: roots.gs().filter_map(|(_, at)| object_at(at)).collect(),
             sampled,
             functions,
+            roots,
+            debug: go.binary.debug_types(),
+            typed: RefCell::default(),
         }
+    }
+
+    /// What the objects of a path are called, and by what each is referred to.
+    pub(super) fn names(&self, path: &Path) -> Vec<HopReport> {
+        let mut names = Vec::with_capacity(path.hops.len());
+        // The type of what refers to the next one, and how far into it.
+        let mut from = self.of_root(path);
+        for (index, hop) in path.hops.iter().enumerate() {
+            let debug = self.debug.as_ref();
+            if path.gap.is_some_and(|(gap, _)| gap == index) {
+                from = None;
+            }
+            let pointee = from
+                .take()
+                .and_then(|(variable, of, offset): (String, _, _)| {
+                    let pointee = debug?.pointee(of, offset)?;
+                    Some((variable + &pointee.field, pointee.of))
+                });
+            let typed = pointee.as_ref().and_then(|(_, of)| self.fits(hop, *of));
+            if let Some(name) = typed.and_then(|typed| self.type_name(typed)) {
+                self.typed.borrow_mut().insert(hop.object, name);
+            }
+            let mut report = self.name(hop);
+            report.via = pointee
+                .map(|(field, _)| field)
+                .filter(|field| !field.is_empty());
+            // What the runtime says of an object is more certain.
+            let is_dynamic = report.named_by == NamedBy::Type;
+            let own = debug.filter(|_| is_dynamic).and_then(|debug| {
+                let name = report.name.trim_start_matches("[]");
+                self.whole(hop, debug.named(name)?)
+            });
+            from = own
+                .or(typed)
+                .zip(path.hops.get(index + 1))
+                .and_then(|(typed, next)| {
+                    let offset = next.at.checked_sub(self.begin(hop))?;
+                    let is_within = typed.is_array || offset < typed.size;
+                    let offset = offset.checked_rem(typed.size)?;
+                    is_within.then_some((String::new(), typed.of, offset))
+                });
+            names.push(report);
+        }
+        names
+    }
+
+    /// The type of the variable in which a path begins, its name if the root does not have it, and how far into it the
+    /// first reference is.
+    fn of_root(&self, path: &Path) -> Option<(String, TypeId, u64)> {
+        let debug = self.debug.as_ref()?;
+        let at = path.hops.first()?.at;
+        match path.root {
+            Root::Data(_) => {
+                let (of, offset) = debug.variable(at.wrapping_sub(self.bias))?;
+                Some((String::new(), of, offset))
+            }
+            Root::Stack(place) => {
+                let (pc, cfa) = self.roots.frame_of(place, at)?;
+                // Behind a call.
+                let pc = pc.wrapping_sub(self.bias).wrapping_sub(1);
+                debug.local(pc, at.wrapping_sub(cfa) as i64)
+            }
+            _ => None,
+        }
+    }
+
+    /// Where the program's part of an object begins.
+    fn begin(&self, hop: &Hop) -> u64 {
+        let has_header = self.types.is_some_and(|types| types.has_header(hop.object));
+        self.heap.address(hop.object) + if has_header { 8 } else { 0 }
+    }
+
+    /// An object as values of a type, if the word that refers to it leads to the beginning of one, and its size is
+    /// that of such.
+    fn fits(&self, hop: &Hop, of: TypeId) -> Option<Typed> {
+        let typed = self.whole(hop, of)?;
+        let to = self.heap.word_at(hop.at)?;
+        let offset = to.checked_sub(self.begin(hop))?;
+        let is_at_begin = match typed.is_array {
+            true => offset.is_multiple_of(typed.size),
+            false => offset == 0,
+        };
+        is_at_begin.then_some(typed)
+    }
+
+    fn whole(&self, hop: &Hop, of: TypeId) -> Option<Typed> {
+        let size = self.debug.as_ref()?.size(of).filter(|size| *size > 0)?;
+        let room = self.heap.size(hop.object);
+        // What holds pointers is in one piece with the words that do.
+        let may_hold = size.is_multiple_of(8) || self.heap.span(hop.object).has_no_pointers;
+        let is_array = room >= 2 * size + 8 && may_hold;
+        (is_array || is_room_for(size, room)).then_some(Typed { of, size, is_array })
+    }
+
+    fn type_name(&self, typed: Typed) -> Option<String> {
+        let name = self.debug.as_ref()?.name(typed.of)?;
+        Some(match typed.is_array {
+            true => format!("[]{name}"),
+            false => name.to_owned(),
+        })
     }
 
     /// What it is called.
@@ -95,6 +213,7 @@ impl<'a> Hops<'a> {
             size,
             address: self.heap.address(hop.object),
             times: (1, 1),
+            via: None,
         }
     }
 
@@ -120,8 +239,7 @@ impl<'a> Hops<'a> {
                 };
                 return Some((name, NamedBy::Type));
             }
-            // The allocator rounds sizes up by an eighth, or to 16 bytes.
-            let fits = |of: &DynamicType| of.size <= size && size <= of.size + of.size / 4 + 16;
+            let fits = |of: &DynamicType| is_room_for(of.size, size);
             if let Some(of) = types.of_interface(hop.before).filter(fits) {
                 return Some((of.name, NamedBy::Type));
             }
@@ -133,6 +251,12 @@ impl<'a> Hops<'a> {
                 }
             }
         }
-        None
+        let typed = self.typed.borrow().get(&hop.object).cloned();
+        typed.map(|name| (name, NamedBy::Declaration))
     }
+}
+
+/// Whether the allocator gives that much room for a value: it rounds sizes up by an eighth, or to 16 bytes.
+fn is_room_for(size: u64, room: u64) -> bool {
+    (size..=size + size / 4 + 16).contains(&room)
 }

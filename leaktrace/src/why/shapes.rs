@@ -105,7 +105,7 @@ impl<'a> Tally<'a> {
                 common.retain(|hop| on_path.contains(&hop.object));
             }
         }
-        let mut named: Vec<HopReport> = path.hops.iter().map(|hop| hops.name(hop)).collect();
+        let mut named = hops.names(path);
         if let Some((before, left_out)) = path.gap {
             named.insert(before, between(left_out));
         }
@@ -124,6 +124,8 @@ impl<'a> Tally<'a> {
         shape.checked &= is_checked;
         for (hop, run) in shape.hops.iter_mut().zip(&runs) {
             hop.allocated_by = hop.allocated_by.take().or(run.allocated_by.clone());
+            // Where they are referred to by several there is no name for it.
+            hop.via = hop.via.take().filter(|via| run.via.as_ref() == Some(via));
             hop.times = (hop.times.0.min(run.times.0), hop.times.1.max(run.times.1));
         }
     }

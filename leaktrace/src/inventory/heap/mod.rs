@@ -284,6 +284,11 @@ impl Heap {
         self.memory.read_u64(self.address(object))
     }
 
+    /// The word at an address now, if it can be read.
+    pub fn word_at(&self, address: u64) -> Option<u64> {
+        self.memory.read_u64(address).ok()
+    }
+
     /// Its number among the objects with pointers.
     fn number(&self, object: Object) -> Option<u32> {
         let span = self.span(object);

@@ -347,6 +347,16 @@ impl<'a> Roots<'a> {
         }
     }
 
+    /// The frame in which a word of a goroutine's stack is: the return address at which it stands, and its canonical
+    /// frame address. `None`: it moves, or that is not known.
+    pub fn frame_of(&self, place: u32, at: u64) -> Option<(u64, u64)> {
+        let goid = self.census.members.get(place as usize)?.goid;
+        let g = *self.gs.get(place as usize)?;
+        let (sp, stack, pc) = self.stack_again(g, goid)?;
+        let (pc, cfa) = self.stacks.frame_of(pc, &stack, at.checked_sub(sp)?)?;
+        Some((pc, sp + cfa))
+    }
+
     /// The stack of a goroutine that has moved since the census; `None`: it has ended, or could not be read.
     fn stack_now(&self, place: u32) -> Option<Stack> {
         let at = *self.gs.get(place as usize)?;

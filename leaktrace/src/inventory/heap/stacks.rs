@@ -76,6 +76,28 @@ impl<'a> Stacks<'a> {
         }
     }
 
+    /// The frame that has the word `at` bytes from the stack pointer, as in [`Stacks::words`]: the return address at
+    /// which it stands, and how far from the stack pointer its canonical frame address is. `None`: it is not known.
+    pub(super) fn frame_of(&self, mut pc: u64, stack: &[u8], at: u64) -> Option<(u64, u64)> {
+        let end = stack.len() as u64 & !7;
+        let mut sp = 0;
+        while sp < end {
+            let Frame::Known(map) = self.frame(pc) else {
+                return None;
+            };
+            let arguments = sp + map.size + 8;
+            let is_argument = |at: u64| {
+                let index = at.checked_sub(arguments)? / 8;
+                Some(index < map.arguments.words && map.arguments.is_pointer(index))
+            };
+            if at < arguments || is_argument(at) == Some(true) {
+                return Some((pc, arguments));
+            }
+            (sp, pc) = (arguments, word(stack, arguments - 8));
+        }
+        None
+    }
+
     /// Goes through the frames.
     fn frames(&self, mut pc: u64, stack: &[u8], found: &mut Found) {
         let end = stack.len() as u64 & !7;

@@ -340,6 +340,8 @@ pub enum NamedBy {
     Size,
     /// The type that the runtime keeps of it or of the interface that refers to it.
     Type,
+    /// The type that the program declares what refers to it with, by its debug information.
+    Declaration,
     /// It is a function value.
     Closure,
     /// It is a channel on which goroutines wait.
@@ -365,6 +367,10 @@ pub struct HopReport {
     pub address: u64,
     /// How many of the kind follow one another, at least and at most.
     pub times: (u64, u64),
+    /// What refers to it, by the program's debug information: the variable on a stack, the field of the hop before or of
+    /// the variable that the path begins at, as in `cache` or `.m.root`. Of several that are put together the first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub via: Option<String>,
 }
 
 #[cfg(test)]

@@ -243,7 +243,11 @@ pub(super) fn hop_name(hop: &HopReport) -> String {
         Some(function) => format!(" from {}", escape(function)),
         None => String::new(),
     };
-    format!("{closure}{name}{by}{times}")
+    let via = match &hop.via {
+        Some(via) => format!("{}: ", escape(via)),
+        None => String::new(),
+    };
+    format!("{via}{closure}{name}{by}{times}")
 }
 
 pub(super) fn amount(amount: &Amount) -> String {
