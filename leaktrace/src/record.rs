@@ -30,7 +30,7 @@ use tokio::{
 use crate::{
     capture::schema,
     drain::{Drain, Goroutines, Purpose},
-    inventory::{MemoryReader, Watch, goroutines::LiveSample},
+    inventory::{MemoryReader, goroutines::LiveSample},
     loader::{
         KernelLog, LoadError, Loaded, MapSizes, ProbeSet, UnwindMaps, check_host, ensure_tracefs,
     },
@@ -308,10 +308,8 @@ async fn watch(
     session.memory.whole_next();
     session.interval(recorder, true)?;
     if let Some(max_memory) = options.retention {
-        let watch = Watch::within(overhead::bound(options, plan));
-        session
-            .look_for_references(max_memory, watch, in_windows, &mut ends.signals, recorder)
-            .await;
+        let look = session.look_for_references(max_memory, in_windows, &mut ends.signals, recorder);
+        look.await;
     }
     session.forks.iter_mut().for_each(Forks::stop);
     for detaching in session.detaching.drain(..) {

@@ -27,7 +27,7 @@ pub(crate) struct Why {
     /// The whole heap, by a selection of its objects; so it is where the heap sampler is off.
     #[arg(long, group = "what")]
     heap: bool,
-    /// Memory that its tables may take: eight bytes for each object that can hold pointers.
+    /// Memory that its tables may take. A heap that needs more is searched back from its objects, which takes longer.
     #[arg(long, value_name = "SIZE", default_value = "512MiB", value_parser = size)]
     max_memory: u64,
     /// Most that it may cost the process, in percent of its throughput: the search makes pauses.

@@ -25,6 +25,7 @@ mod runtime_types;
 mod table;
 mod debug_types;
 pub(crate) mod dwarf;
+mod locations;
 pub mod layout;
 
 use std::collections::HashMap;

@@ -92,6 +92,12 @@ impl<'a> Overhead<'a> {
         self.counter.include(loaded)
     }
 
+    /// Most that the recording may cost, as a share; none if a family has no bound.
+    pub(super) fn bound(&self) -> Option<f64> {
+        let is_bounded = self.unbounded.iter().all(|family| !self.has(*family));
+        is_bounded.then(|| self.account.budget())
+    }
+
     /// Runs of our programs up to the last reading.
     pub(super) fn runs(&self) -> Runs {
         self.counted.runs

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use anyhow::{Result, bail};
 
-use super::{Recorder, Session, limit, retention};
+use super::{Recorder, Session, limit, overhead::Overhead, retention};
 use crate::{
     go::{DataSymbols, Place},
     inventory::Watch,
@@ -27,12 +27,11 @@ const SITES: usize = 256;
 const HOLDERS: usize = 8;
 
 impl Session<'_> {
-    /// Looks what still points to the blocks that are alive, in so many bytes of memory at most, as fast as `watch`
-    /// allows. A signal ends it early. What cannot be told becomes a limit.
+    /// Looks what still points to the blocks that are alive, in so many bytes of memory at most. A signal ends
+    /// it early. What cannot be told becomes a limit.
     pub(super) async fn look_for_references(
         &mut self,
         max_memory: u64,
-        watch: Watch,
         in_windows: bool,
         signals: &mut StopSignals,
         recorder: &mut dyn Recorder,
@@ -42,7 +41,7 @@ impl Session<'_> {
         if !self.drain.follows_malloc() && !in_windows && !are_gone {
             return;
         }
-        let found = self.references(max_memory, watch, in_windows, are_gone, signals, recorder);
+        let found = self.references(max_memory, in_windows, are_gone, signals, recorder);
         match found.await.and_then(|mut why| retention::block(&mut why)) {
             Ok(found) => self.retention = Some(found),
             Err(error) => self.limits.push(limit(WHAT, &format!("{error:#}"))),
@@ -52,7 +51,6 @@ impl Session<'_> {
     async fn references(
         &mut self,
         max_memory: u64,
-        watch: Watch,
         in_windows: bool,
         are_gone: bool,
         signals: &mut StopSignals,
@@ -79,6 +77,7 @@ impl Session<'_> {
         }
         let (areas, present) = (self.target.writable()?, self.target.present()?);
         let memory = self.target.memory;
+        let watch = Watch::within(self.overhead.as_ref().and_then(Overhead::bound));
         let search = move |watch: &Watch| references::find(memory, &present, &areas, blocks, watch);
         let found = watched(watch, search, signals, |watch| recorder.looking(watch)).await?;
         let mut tally = Tally::new(&found);

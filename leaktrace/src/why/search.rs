@@ -57,6 +57,8 @@ impl Search<'_> {
     pub(super) fn run(&self, mut asked: Asked<'_>) -> Result<Found> {
         let mut not = HashSet::new();
         let mut searches = 0;
+        // By the first search, which follows every reference.
+        let mut forgotten = None;
         loop {
             let wanted = match &asked {
                 Asked::Known(sites) => objects(sites).collect(),
@@ -71,6 +73,7 @@ impl Search<'_> {
                 }
             };
             let figures = holders.figures();
+            let forgotten = forgotten.get_or_insert_with(|| holders.forgotten());
             let memory = self.options.max_memory.saturating_sub(figures.memory_bytes);
             let mut paths =
                 Paths::check(&*holders, self.roots, self.types, objects(&sites), memory);
@@ -88,7 +91,7 @@ impl Search<'_> {
                 return Ok(Found {
                     sites,
                     fates,
-                    forgotten: holders.forgotten(),
+                    forgotten: std::mem::take(forgotten),
                     figures,
                     searches,
                 });

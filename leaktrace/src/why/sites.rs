@@ -23,14 +23,16 @@ const MAX_SAMPLES: usize = 5_000;
 /// Objects taken of a whole heap.
 const HEAP_SAMPLES: u64 = 4096;
 
+/// Objects, and how many each stands for.
+type Samples = Vec<(Object, f64)>;
+
 /// An allocation site with its live samples.
 pub(super) struct Site {
     pub(super) rank: usize,
     /// Its numbers in a capture.
     pub(super) capture_sites: Vec<u32>,
     pub(super) stack: Vec<Frame>,
-    /// The object, and how many objects it stands for.
-    pub(super) samples: Vec<(Object, f64)>,
+    pub(super) samples: Samples,
     /// Address of the object that was asked for.
     pub(super) address: Option<u64>,
 }
@@ -81,7 +83,7 @@ pub(super) fn at(heap: &Heap, address: u64) -> Result<Site> {
 pub(super) fn whole(heap: &Heap) -> Site {
     let (bytes, _) = heap.bytes();
     let step = (bytes / HEAP_SAMPLES).max(1);
-    let mut samples: Vec<(Object, f64)> = Vec::new();
+    let mut samples = Samples::new();
     // From one span to the next as if they were in one piece.
     let mut at = step / 2;
     for span in heap.spans() {
@@ -133,7 +135,7 @@ fn may_be(object_size: u64, slot: u64) -> bool {
 /// All sites with live samples, of which some will be explained. Buckets of one stack outside the runtime are one
 /// site.
 pub(super) struct Sites<'a> {
-    by_stack: Vec<(&'a [u64], Vec<(Object, f64)>)>,
+    by_stack: Vec<(&'a [u64], Samples)>,
 }
 
 impl<'a> Sites<'a> {
@@ -145,7 +147,7 @@ impl<'a> Sites<'a> {
         go: &GoTarget,
     ) -> Self {
         let mut of_runtime = HashMap::new();
-        let mut by_stack: HashMap<&[u64], Vec<(Object, f64)>> = HashMap::new();
+        let mut by_stack: HashMap<&[u64], Samples> = HashMap::new();
         for sample in samples {
             if let Some(bucket) = buckets.get(&sample.bucket)
                 && let Some(object) = heap.object_at(sample.address)
@@ -250,7 +252,7 @@ pub(super) fn recorded(
         stacks.map(move |pcs| (pcs.as_slice(), index))
     });
     let by_stack: HashMap<&[u64], usize> = stacks.collect();
-    let mut found: Vec<Vec<(Object, f64)>> = wanted
+    let mut found: Vec<Samples> = wanted
         .iter()
         .map(|wanted| {
             let own = wanted.objects.iter().filter_map(|(address, bytes)| {
@@ -277,7 +279,7 @@ pub(super) fn recorded(
 }
 
 impl Site {
-    fn new(index: usize, stack: Vec<Frame>, mut samples: Vec<(Object, f64)>) -> Self {
+    fn new(index: usize, stack: Vec<Frame>, mut samples: Samples) -> Self {
         if samples.len() > MAX_SAMPLES {
             // Evenly over the heap.
             samples.sort_unstable_by_key(|(object, _)| *object);

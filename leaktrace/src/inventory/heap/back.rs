@@ -416,7 +416,7 @@ fn pieces_of(
     is_up: bool,
 ) -> impl Iterator<Item = (u32, u64, usize)> + use<> {
     let of = heap.spans[span as usize];
-    let len = of.object_size * u64::from(of.slots) & !7;
+    let len = (of.object_size * u64::from(of.slots)) & !7;
     let count = len.div_ceil(BATCH);
     (0..count).map(move |place| {
         let place = if is_up { place } else { count - 1 - place };
@@ -448,5 +448,32 @@ impl Holders for Back<'_> {
             }
             holder => Some(Holder::Object(self.nodes.get(holder as usize)?.object)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_scan_looks_at_what_the_one_before_has_not() {
+        let node = |scan, span| Node {
+            object: Object { span: 0, slot: 0 },
+            holder: NONE,
+            first: NONE,
+            scan,
+            span,
+        };
+        // Found in span 5 on the way up: what is below, and the rest of that span, by the way down.
+        let up = node(1, 5);
+        let new = |node: &Node, scan| Vec::from_iter((3..8).filter(|span| node.is_new_to(scan, *span)));
+        assert_eq!(new(&up, 1), [3, 4, 5, 6, 7]);
+        assert_eq!(new(&up, 2), [3, 4, 5]);
+        assert_eq!(new(&up, 3), []);
+        let down = node(2, 5);
+        assert_eq!(new(&down, 3), [5, 6, 7]);
+        assert_eq!(new(&down, 4), []);
+        // Of what was asked for the first scan misses nothing.
+        assert_eq!(new(&node(1, -1), 2), []);
     }
 }

@@ -138,6 +138,11 @@ impl<'a> Roots<'a> {
             );
         }
         roots.read_late();
+        let left_out = census.not_followed + census.unreadable;
+        if left_out > 0 {
+            let what = format!("stacks of {left_out} more goroutines");
+            roots.limit(&what, "they are beyond the first million, or could not be read");
+        }
         let is_deep = |member: &&Member| u64::from(member.depth) > MAX_STACK;
         let deep = census.members.iter().filter(is_deep).count();
         if deep > 0 {
@@ -181,7 +186,8 @@ impl<'a> Roots<'a> {
 
     /// Whether the stack of every goroutine was read.
     pub fn are_all_read(&self) -> bool {
-        self.unread.borrow().is_empty()
+        let left_out = self.census.not_followed + self.census.unreadable;
+        left_out == 0 && self.unread.borrow().is_empty()
     }
 
     /// What could not be looked at, with the reason.
