@@ -466,14 +466,16 @@ mod tests {
         };
         // Found in span 5 on the way up: what is below, and the rest of that span, by the way down.
         let up = node(1, 5);
-        let new = |node: &Node, scan| Vec::from_iter((3..8).filter(|span| node.is_new_to(scan, *span)));
+        let new = |node: &Node, scan: u32| {
+            Vec::from_iter((3..8_u32).filter(|span| node.is_new_to(scan, *span)))
+        };
         assert_eq!(new(&up, 1), [3, 4, 5, 6, 7]);
         assert_eq!(new(&up, 2), [3, 4, 5]);
-        assert_eq!(new(&up, 3), []);
+        assert!(new(&up, 3).is_empty());
         let down = node(2, 5);
         assert_eq!(new(&down, 3), [5, 6, 7]);
-        assert_eq!(new(&down, 4), []);
+        assert!(new(&down, 4).is_empty());
         // Of what was asked for the first scan misses nothing.
-        assert_eq!(new(&node(1, -1), 2), []);
+        assert!(new(&node(1, -1), 2).is_empty());
     }
 }

@@ -141,7 +141,10 @@ impl<'a> Roots<'a> {
         let left_out = census.not_followed + census.unreadable;
         if left_out > 0 {
             let what = format!("stacks of {left_out} more goroutines");
-            roots.limit(&what, "they are beyond the first million, or could not be read");
+            roots.limit(
+                &what,
+                "they are beyond the first million, or could not be read",
+            );
         }
         let is_deep = |member: &&Member| u64::from(member.depth) > MAX_STACK;
         let deep = census.members.iter().filter(is_deep).count();
