@@ -112,12 +112,13 @@ fn shapes(version: &str, stripped: bool) {
         let forgotten = only_holder(&told, "main.inForgotten");
         let group = &forgotten["goroutines"];
         assert_eq!(group["blocked_at"]["function"], "main.forget", "{group:#}");
-        let expected = if way.is_empty() {
-            true.into()
-        } else {
-            Value::Null
-        };
-        assert_eq!(forgotten["forgotten"], expected, "{forgotten:#}");
+        // A stripped program does not say where processors are, whose buffers may have any address.
+        let is_told = &forgotten["forgotten"];
+        match (way.is_empty(), stripped) {
+            (true, false) => assert_eq!(is_told, true, "{forgotten:#}"),
+            (true, true) => assert!(is_told.is_null() || is_told == true, "{forgotten:#}"),
+            (false, _) => assert!(is_told.is_null(), "{forgotten:#}"),
+        }
     }
     assert!(service.is_running(), "the target did not survive");
 }

@@ -6,8 +6,8 @@
 //! direction in memory, not as many as it has hops. All that refers to an object is kept until a root is found: of
 //! those that were found first all may be garbage.
 //!
-//! The processor's and goroutines' own structures are held back as in the forward pass: they count once nothing of
-//! the program leads to an object.
+//! Processors, goroutines that wait at a channel and goroutines' own structures are held back as in the forward pass: they
+//! count once nothing else of the program leads to an object.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -154,7 +154,7 @@ impl<'a> Back<'a> {
             .extend(processors.iter().filter_map(|(_, address)| at(*address)));
         // Where those lie that the last scan has found: what is before them has not been looked at yet.
         let mut pending = Some(0);
-        roots.programs(|root, word| self.root(root, word));
+        roots.programs_that_run(|root, word| self.root(root, word));
         while let Some(from) = pending
             && self.goes_on()
         {
@@ -164,14 +164,17 @@ impl<'a> Back<'a> {
             }
             self.figures.passes += 1;
             pending = self.scan(from);
-            roots.programs(|root, word| self.root(root, word));
+            roots.programs_that_run(|root, word| self.root(root, word));
         }
+        // All that may lead to them is known now; the rest comes in the order of the forward pass.
         if self.goes_on() {
-            for (root, address) in roots.gs() {
-                self.own(Holder::Root(root), address);
-            }
             for (holder, address) in processors.into_iter().rev() {
                 self.own(holder, address);
+            }
+            let waiting = roots.waiting().keys().copied().collect();
+            roots.stacks(&waiting, |root, word| self.root(root, word));
+            for (root, address) in roots.gs() {
+                self.own(Holder::Root(root), address);
             }
             roots.runtimes(|root, word| self.root(root, word));
             roots.runtimes_stacks(|root, word| self.root(root, word));

@@ -260,13 +260,8 @@ impl<'a> Roots<'a> {
         })
     }
 
-    /// Every word of the roots that the program itself has: its variables and its stacks.
-    pub fn programs(&self, mut visit: impl FnMut(Root, u64)) {
-        self.data_words(false, &mut visit);
-        self.stack_words(|place| !self.is_own(place), &mut visit);
-    }
-
-    /// The same without the goroutines that wait at a channel.
+    /// Every word of the roots that the program itself has, its variables and its stacks, without the goroutines that
+    /// wait at a channel.
     pub fn programs_that_run(&self, mut visit: impl FnMut(Root, u64)) {
         self.data_words(false, &mut visit);
         let runs = |place| !self.is_own(place) && !self.waiting.contains_key(&place);
