@@ -349,7 +349,7 @@ fn walk(memory: Memory, go: &GoTarget) {
             .spans()
             .iter()
             .filter_map(|span| heap.object_at(span.start));
-        if let Ok(back) = heap::Back::new(&heap, each, &none, memory, &watch) {
+        if let Ok(back) = heap::Back::new((&heap, types.as_ref()), each, &none, memory, &watch) {
             back.run(&roots);
         }
     }

@@ -126,7 +126,7 @@ impl Search<'_> {
                 return Ok(Box::new(marked));
             }
         }
-        let back = Back::new(heap, wanted, not, memory, self.watch)?;
+        let back = Back::new((heap, self.types), wanted, not, memory, self.watch)?;
         Ok(Box::new(back.run(self.roots)))
     }
 }

@@ -14,7 +14,7 @@ use std::{
     time::Instant,
 };
 
-use super::{Figures, Heap, Holder, Holders, Object, Reference, Root, Roots, word};
+use super::{Figures, Heap, Holder, Holders, Object, Reference, Root, Roots, Types, word};
 use crate::{inventory::Watch, target::Ranges};
 
 /// Nothing.
@@ -72,6 +72,7 @@ struct Edge {
 /// The search.
 pub struct Back<'a> {
     heap: &'a Heap,
+    types: Option<&'a Types<'a>>,
     watch: &'a Watch,
     /// References that are not to be followed.
     not: &'a HashSet<Reference>,
@@ -99,7 +100,7 @@ impl<'a> Back<'a> {
     ///
     /// The heap's spans alone take more.
     pub fn new(
-        heap: &'a Heap,
+        (heap, types): (&'a Heap, Option<&'a Types<'a>>),
         wanted: impl IntoIterator<Item = Object>,
         not: &'a HashSet<Reference>,
         max_memory: u64,
@@ -116,6 +117,7 @@ impl<'a> Back<'a> {
         }
         let mut back = Self {
             heap,
+            types,
             watch,
             not,
             max_nodes: max_nodes.min(MAX_NODES) as usize,
@@ -352,11 +354,22 @@ impl<'a> Back<'a> {
         if let Some(holder) = self.heap.object_at(at)
             && holder != self.nodes[node as usize].object
             && !self.held_back.contains(&holder)
+            && (self.index.contains_key(&holder) || !self.heap.is_empty(holder))
+            && self.may_be_pointer(holder, at)
             && !self.leaves_out(Holder::Object(holder), node)
             && let Some(holder) = self.node(holder, scan, holder.span as i32)
         {
             self.edge(holder, node);
         }
+    }
+
+    /// Whether the collector may take a word of an object for a pointer. Each false one would lead to more.
+    fn may_be_pointer(&self, object: Object, at: u64) -> bool {
+        let is_pointer = self.types.and_then(|types| {
+            let first_word = self.heap.first_word(object).ok()?;
+            types.is_pointer(object, at - self.heap.address(object), first_word)
+        });
+        is_pointer != Some(false)
     }
 
     /// Looks at an object that was held back.
@@ -373,9 +386,11 @@ impl<'a> Back<'a> {
         {
             return;
         }
-        for bytes in bytes.chunks_exact(8) {
+        for (index, bytes) in bytes.chunks_exact(8).enumerate() {
+            let at = self.heap.address(object) + 8 * index as u64;
             if let Some(node) = self.wanted(word(bytes, 0))
                 && self.nodes[node as usize].object != object
+                && self.may_be_pointer(object, at)
                 && !self.leaves_out(Holder::Object(object), node)
                 && let Some(number) = self.node(object, 0, 0)
             {

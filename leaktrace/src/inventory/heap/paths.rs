@@ -216,9 +216,12 @@ impl<'a> Paths<'a> {
         }
     }
 
-    /// The references on the paths that are not there any more, or that are none to the collector.
+    /// The references on the paths that are not there any more, that are none to the collector, or that are in what
+    /// is no object any more.
     pub fn not_there(&self) -> impl Iterator<Item = Reference> + '_ {
-        let edges = self.edges.iter().filter(|(_, edge)| edge.found.is_none());
+        let is_dead = |holder| matches!(holder, Holder::Object(of) if self.gone.contains(&of));
+        let edges = self.edges.iter();
+        let edges = edges.filter(move |(_, edge)| edge.found.is_none() || is_dead(edge.holder));
         edges.map(|(object, edge)| (edge.holder, *object))
     }
 
