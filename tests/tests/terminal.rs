@@ -99,6 +99,10 @@ fn a_leak_is_watched() {
     });
     terminal.shoot("top-not-seen");
     terminal.press("\t");
+    // crossterm keeps a key that comes together with SIGWINCH until the next one.
+    terminal.wait_for("the sites again", |text| {
+        !text.contains(" free_of_unseen: ")
+    });
 
     // Any size will do, as SIGWINCH tells it.
     for (rows, columns) in [(8, 40), (3, 20), (60, 200)] {
