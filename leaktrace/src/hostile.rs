@@ -12,6 +12,7 @@ mod tests;
 use std::{collections::HashSet, io::Write as _, os::fd::AsRawFd as _, path::PathBuf};
 
 use bytes::Bytes;
+use gimli::DebugInfoOffset;
 use procfs::{FromRead as _, process::Status};
 
 use crate::{
@@ -200,7 +201,7 @@ pub fn debug_info(bytes: &[u8]) {
         });
         if let Some(types) = types {
             for at in 0..info.len().min(1 << 12) {
-                types.pointee(at, 8 * (at as u64 % 8));
+                types.pointee(DebugInfoOffset(at), 8 * (at as u64 % 8));
                 types.variable(at as u64);
                 types.local(at as u64, at as i64 - 64);
             }

@@ -4,15 +4,12 @@
 use std::collections::{BTreeMap, HashMap};
 
 use bytes::Bytes;
-use gimli::{
-    AttributeValue, DebugInfoOffset, DebuggingInformationEntry, Dwarf, EndianSlice, LittleEndian,
-    SectionId, Unit, UnitHeader, constants as dw,
+use gimli::{DebugInfoOffset, Dwarf, EndianSlice, LittleEndian, SectionId, Unit, constants as dw};
+
+use super::{
+    dwarf::{Die, Slice, name, reference, unsigned},
+    locations::{address_of, location_at, offset_in},
 };
-
-use super::locations::{address_of, location_at, offset_in};
-
-pub(super) type Slice<'a> = EndianSlice<'a, LittleEndian>;
-pub(super) type Die<'a> = DebuggingInformationEntry<Slice<'a>>;
 
 /// Entries read, and types and functions kept, at most.
 const MAX_ENTRIES: usize = 1 << 25;
@@ -25,7 +22,7 @@ const MAX_DEPTH: usize = 16;
 const ATOMIC: &str = "sync/atomic.Pointer[";
 
 /// A type: where its entry is.
-pub type TypeId = usize;
+pub type TypeId = DebugInfoOffset;
 
 /// Sections of debug information, by their names without `.debug_`.
 #[derive(Default)]
@@ -157,7 +154,7 @@ impl DebugTypes {
                 Shape::Other
             }
             dw::DW_TAG_variable => {
-                if let (Some(name), Some(of)) = (name(entry), of)
+                if let (Some(name), Some(of)) = (text(entry), of)
                     && let Some(address) = address_of(dwarf, unit, entry)?
                 {
                     self.variables.insert(address, (name, of));
@@ -177,9 +174,9 @@ impl DebugTypes {
             _ => return Ok(None),
         };
         let size = unsigned(entry, dw::DW_AT_byte_size);
-        let name = name(entry).unwrap_or_default();
-        self.types.insert(at.0, Type { name, size, shape });
-        Ok(Some(at.0))
+        let name = text(entry).unwrap_or_default();
+        self.types.insert(at, Type { name, size, shape });
+        Ok(Some(at))
     }
 
     /// Takes in a field, or how long an array is.
@@ -193,11 +190,12 @@ impl DebugTypes {
                     unsigned(entry, dw::DW_AT_data_member_location),
                     reference(&unit.header, entry),
                 ) {
-                    fields.push((offset, name(entry).unwrap_or_default(), of));
+                    fields.push((offset, text(entry).unwrap_or_default(), of));
                 }
             }
             (Shape::Array(_, count), dw::DW_TAG_subrange_type) => {
-                let upper = unsigned(entry, dw::DW_AT_upper_bound).map(|upper| upper + 1);
+                let upper = unsigned(entry, dw::DW_AT_upper_bound);
+                let upper = upper.and_then(|upper: u64| upper.checked_add(1));
                 *count = unsigned(entry, dw::DW_AT_count).or(upper).unwrap_or(0);
             }
             _ => {}
@@ -280,7 +278,7 @@ impl DebugTypes {
             ) {
                 continue;
             }
-            let (Some(name), Some(of)) = (name(entry), reference(&unit.header, entry)) else {
+            let (Some(name), Some(of)) = (text(entry), reference(&unit.header, entry)) else {
                 continue;
             };
             let Some(location) = location_at(&dwarf, &unit, entry, pc)? else {
@@ -345,23 +343,8 @@ fn short_name(name: &str) -> &str {
     }
 }
 
-fn name(entry: &Die<'_>) -> Option<String> {
-    match entry.attr_value(dw::DW_AT_name)? {
-        AttributeValue::String(name) => Some(String::from_utf8_lossy(name.slice()).into_owned()),
-        _ => None,
-    }
-}
-
-fn unsigned(entry: &Die<'_>, attribute: gimli::DwAt) -> Option<u64> {
-    entry.attr_value(attribute)?.udata_value()
-}
-
-fn reference(unit: &UnitHeader<Slice<'_>>, entry: &Die<'_>) -> Option<TypeId> {
-    match entry.attr_value(dw::DW_AT_type)? {
-        AttributeValue::DebugInfoRef(offset) => Some(offset.0),
-        AttributeValue::UnitRef(offset) => Some(offset.to_debug_info_offset(unit)?.0),
-        _ => None,
-    }
+fn text(entry: &Die<'_>) -> Option<String> {
+    name(entry).map(|name| String::from_utf8_lossy(name).into_owned())
 }
 
 #[cfg(test)]

@@ -18,8 +18,8 @@ use super::runtime_types::{
     STRUCTS, Struct,
 };
 
-type Slice<'a> = EndianSlice<'a, LittleEndian>;
-type Die<'a> = DebuggingInformationEntry<Slice<'a>>;
+pub(super) type Slice<'a> = EndianSlice<'a, LittleEndian>;
+pub(super) type Die<'a> = DebuggingInformationEntry<Slice<'a>>;
 
 /// The unit that is read.
 const PACKAGE: &[u8] = b"runtime";
@@ -242,7 +242,7 @@ impl<'a> Reader<'a> {
         }
         let mut tag = dw::DW_TAG_null;
         let mut is_float = false;
-        let mut size = None;
+        let mut size: Option<u32> = None;
         let mut parts = Vec::new();
         self.visit(of, |unit, entry| {
             if tag == dw::DW_TAG_null {
@@ -341,19 +341,19 @@ fn add(unit: &UnitHeader<Slice<'_>>, entry: &Die<'_>, open: &mut Open) {
     }
 }
 
-fn name<'a>(entry: &Die<'a>) -> Option<&'a [u8]> {
+pub(super) fn name<'a>(entry: &Die<'a>) -> Option<&'a [u8]> {
     match entry.attr_value(dw::DW_AT_name)? {
         AttributeValue::String(name) => Some(name.slice()),
         _ => None,
     }
 }
 
-fn unsigned(entry: &Die<'_>, attribute: DwAt) -> Option<u32> {
-    u32::try_from(entry.attr_value(attribute)?.udata_value()?).ok()
+pub(super) fn unsigned<T: TryFrom<u64>>(entry: &Die<'_>, attribute: DwAt) -> Option<T> {
+    T::try_from(entry.attr_value(attribute)?.udata_value()?).ok()
 }
 
 /// The type of an entry.
-fn reference(unit: &UnitHeader<Slice<'_>>, entry: &Die<'_>) -> Option<DebugInfoOffset> {
+pub(super) fn reference(unit: &UnitHeader<Slice<'_>>, entry: &Die<'_>) -> Option<DebugInfoOffset> {
     match entry.attr_value(dw::DW_AT_type)? {
         AttributeValue::DebugInfoRef(offset) => Some(offset),
         AttributeValue::UnitRef(offset) => offset.to_debug_info_offset(unit),

@@ -2,7 +2,7 @@
 
 use gimli::{AttributeValue, Dwarf, Expression, Operation, Unit, constants as dw};
 
-use super::debug_types::{Die, Slice};
+use super::dwarf::{Die, Slice};
 
 /// The link-time address of a variable that has one.
 pub(super) fn address_of(

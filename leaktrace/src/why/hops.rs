@@ -186,7 +186,7 @@ impl<'a> Hops<'a> {
         let room = self.heap.size(hop.object);
         // What holds pointers is in one piece with the words that do.
         let may_hold = size.is_multiple_of(8) || self.heap.span(hop.object).has_no_pointers;
-        let is_array = room >= 2 * size + 8 && may_hold;
+        let is_array = room >= size.saturating_mul(2).saturating_add(8) && may_hold;
         (is_array || is_room_for(size, room)).then_some(Typed { of, size, is_array })
     }
 
@@ -258,5 +258,5 @@ impl<'a> Hops<'a> {
 
 /// Whether the allocator gives that much room for a value: it rounds sizes up by an eighth, or to 16 bytes.
 fn is_room_for(size: u64, room: u64) -> bool {
-    (size..=size + size / 4 + 16).contains(&room)
+    (size..=size.saturating_add(size / 4 + 16)).contains(&room)
 }

@@ -218,7 +218,7 @@ fn look(options: &Options, watch: &Watch) -> Result<Why> {
             reached_objects: figures.reached,
             roots_dropped: figures.roots_dropped,
             passes: found.searches,
-            backward_scans: figures.is_backward.then_some(figures.passes),
+            backward_scans: figures.backward_scans,
             stopped: figures.is_cut,
             table_bytes: figures.memory_bytes,
             took_ms: figures.took.as_secs_f64() * 1000.0,

@@ -211,12 +211,11 @@ impl<'a> Sites<'a> {
                 .flat_map(|(frames, pc)| frames.into_iter().map(|frame| Frame::at(*pc, frame)))
                 .collect()
         };
-        let sites = self.by_stack.into_iter().enumerate();
-        let sites = sites.map(|(index, (pcs, samples))| (index, stack(pcs), samples));
-        let site = |(index, stack, samples)| Site::new(index, stack, samples);
+        let mut ranked = self.by_stack.into_iter().enumerate();
+        let site = |(index, (pcs, samples))| Site::new(index, stack(pcs), samples);
         match &options.choice {
-            Choice::Site(rank) => match sites.map(site).nth(rank.saturating_sub(1)) {
-                Some(site) => Ok(vec![site]),
+            Choice::Site(rank) => match ranked.nth(rank.saturating_sub(1)) {
+                Some(ranked) => Ok(vec![site(ranked)]),
                 None => bail!("there is no site {rank}: {total} have live samples"),
             },
             Choice::Function(pattern) => {
@@ -224,8 +223,9 @@ impl<'a> Sites<'a> {
                     let function = frame.function.as_deref();
                     function.is_some_and(|function| function.contains(pattern.as_str()))
                 };
-                let named = sites.filter(|(_, stack, _)| stack.iter().any(is_in));
-                let found: Vec<Site> = named.take(options.sites).map(site).collect();
+                let sites = ranked.map(site);
+                let named = sites.filter(|site| site.stack.iter().any(is_in));
+                let found: Vec<Site> = named.take(options.sites).collect();
                 if found.is_empty() {
                     bail!(
                         "no function of the {total} sites with live samples has `{pattern}` in its name"
@@ -233,7 +233,7 @@ impl<'a> Sites<'a> {
                 }
                 Ok(found)
             }
-            _ => Ok(sites.take(options.sites).map(site).collect()),
+            _ => Ok(ranked.take(options.sites).map(site).collect()),
         }
     }
 }

@@ -131,7 +131,6 @@ impl<'a> Back<'a> {
             open: 0,
             is_full: false,
             figures: Figures {
-                is_backward: true,
                 memory_bytes: fixed,
                 ..Figures::default()
             },
@@ -155,17 +154,17 @@ impl<'a> Back<'a> {
         self.held_back
             .extend(processors.iter().filter_map(|(_, address)| at(*address)));
         // Where those lie that the last scan has found: what is before them has not been looked at yet.
-        let mut pending = Some(0);
+        let (mut scan, mut pending) = (0, Some(0));
         roots.programs_that_run(|root, word| self.root(root, word));
         while let Some(from) = pending
             && self.goes_on()
         {
-            if self.figures.passes == u64::from(MAX_SCANS) {
+            if scan == MAX_SCANS {
                 self.is_full = true;
                 break;
             }
-            self.figures.passes += 1;
-            pending = self.scan(from);
+            scan += 1;
+            pending = self.scan(scan, from);
             roots.programs_that_run(|root, word| self.root(root, word));
         }
         // All that may lead to them is known now; the rest comes in the order of the forward pass.
@@ -181,6 +180,7 @@ impl<'a> Back<'a> {
             roots.runtimes(|root, word| self.root(root, word));
             roots.runtimes_stacks(|root, word| self.root(root, word));
         }
+        self.figures.backward_scans = Some(scan.into());
         self.figures.is_cut = self.open > 0 && self.watch.is_stopped();
         self.figures.reached = self.nodes.len() as u64;
         self.figures.memory_bytes += self.nodes.len() as u64 * NODE_BYTES;
@@ -282,8 +282,7 @@ impl<'a> Back<'a> {
 
     /// Goes through the heap from a span on, upwards in scans of an odd number, else down. Gives the span from which
     /// the next one is to go; `None`: it would find nothing new.
-    fn scan(&mut self, from: u32) -> Option<u32> {
-        let scan = self.figures.passes as u32;
+    fn scan(&mut self, scan: u32, from: u32) -> Option<u32> {
         let is_up = is_up(scan);
         let known = self.nodes.len();
         let heap = self.heap;
@@ -366,7 +365,10 @@ impl<'a> Back<'a> {
     /// Whether the collector may take a word of an object for a pointer. Each false one would lead to more.
     fn may_be_pointer(&self, object: Object, at: u64) -> bool {
         let is_pointer = self.types.and_then(|types| {
-            let first_word = self.heap.first_word(object).ok()?;
+            let first_word = match types.has_header(object) {
+                true => self.heap.first_word(object).ok()?,
+                false => 0,
+            };
             types.is_pointer(object, at - self.heap.address(object), first_word)
         });
         is_pointer != Some(false)

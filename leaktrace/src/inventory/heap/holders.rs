@@ -40,10 +40,8 @@ pub trait Holders {
 /// What a search took.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Figures {
-    /// Times that it went through the heap.
-    pub passes: u64,
-    /// It went from the objects back to the roots.
-    pub is_backward: bool,
+    /// Scans of the heap, where it went from the objects back to the roots.
+    pub backward_scans: Option<u64>,
     /// Objects with pointers that were reached, or that lead to those asked for.
     pub reached: u64,
     /// Bytes of objects that were looked at.

@@ -218,7 +218,6 @@ impl<'a> Mark<'a> {
         roots.runtimes_stacks(|root, word| self.root(root, word));
         self.drain();
         let figures = Figures {
-            passes: 1,
             memory_bytes: self.memory(),
             took: start.elapsed(),
             ..self.figures
