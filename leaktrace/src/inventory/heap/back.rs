@@ -14,7 +14,9 @@ use std::{
     time::Instant,
 };
 
-use super::{Figures, Heap, Holder, Holders, Object, Reference, Root, Roots, Types, word};
+use super::{
+    Figures, Heap, Holder, Holders, Object, Reference, Root, Roots, Types, types::pointers_in, word,
+};
 use crate::{inventory::Watch, target::Ranges};
 
 /// Nothing.
@@ -379,20 +381,9 @@ impl<'a> Back<'a> {
         let Some(object) = self.heap.object_at(address) else {
             return;
         };
-        let mut bytes = vec![0; self.heap.size(object).min(BATCH) as usize];
-        if self
-            .heap
-            .memory
-            .read(self.heap.address(object), &mut bytes)
-            .is_err()
-        {
-            return;
-        }
-        for (index, bytes) in bytes.chunks_exact(8).enumerate() {
-            let at = self.heap.address(object) + 8 * index as u64;
-            if let Some(node) = self.wanted(word(bytes, 0))
+        for word in pointers_in(self.heap, self.types, object).unwrap_or_default() {
+            if let Some(node) = self.wanted(word)
                 && self.nodes[node as usize].object != object
-                && self.may_be_pointer(object, at)
                 && !self.leaves_out(Holder::Object(object), node)
                 && let Some(number) = self.node(object, 0, 0)
             {

@@ -1,5 +1,7 @@
 //! The bitmap of pointers that each arena had before Go 1.22 (runtime/mbitmap.go, Go 1.19 and 1.21).
 
+use std::cell::Cell;
+
 use super::{ARENA_BYTES, Heap, Object};
 
 /// Address of the first arena (runtime/malloc.go, `arenaBaseOffset`, linux/amd64).
@@ -13,6 +15,18 @@ pub(super) struct Bitmap {
     /// Where it has a bit a word: for each 64 words whether the object that reaches beyond them has no
     /// pointers there. `None`: it has two bits a word, in nibbles, the second for "look further".
     no_more_pointers: Option<u64>,
+    /// What is known of the object that was asked about last.
+    last: Cell<Option<Prefix>>,
+}
+
+/// The beginning of an object.
+#[derive(Clone, Copy)]
+struct Prefix {
+    object: Object,
+    /// The unit before which there is no end of its pointers.
+    until: u64,
+    /// Whether that one is their end.
+    is_end: bool,
 }
 
 impl Bitmap {
@@ -26,67 +40,85 @@ impl Bitmap {
             no_more_pointers: field("noMorePtrs"),
             // One table on the first level (`arenaL1Bits` is 0).
             arenas: heap.memory.read_u64(table).ok()?,
+            last: Cell::default(),
         })
     }
 
     /// Whether the collector takes the word at `offset` of an object for a pointer.
     pub(super) fn is_pointer(&self, heap: &Heap, object: Object, offset: u64) -> Option<bool> {
-        let address = heap.address(object);
-        let last = self.entry(heap, address + offset)?;
-        if !last.is_pointer {
-            return Some(false);
-        }
-        // Whether it ever gets that far.
-        let step = if self.no_more_pointers.is_some() {
-            64 * 8
-        } else {
-            8
-        };
-        let mut at = address;
-        while at < address + offset {
-            let next = (at / step + 1) * step;
-            if next > address + offset {
-                break;
-            }
-            if self.entry(heap, at)?.is_end {
-                return Some(false);
-            }
-            at = next;
-        }
-        Some(!(last.is_end && self.no_more_pointers.is_none()))
-    }
-
-    fn entry(&self, heap: &Heap, address: u64) -> Option<Entry> {
-        let number = address.wrapping_sub(ARENA_BASE) / ARENA_BYTES;
-        let arena = heap.memory.read_u64(self.arenas + 8 * number).ok()?;
+        let address = heap.address(object) + offset;
         let index = address % ARENA_BYTES / 8;
-        let byte = |at: u64| {
-            let mut byte = [0];
-            heap.memory.read(at, &mut byte).ok().map(|()| byte[0])
+        let arena = self.arena(heap, address)?;
+        let (words_a_byte, pointer) = match self.no_more_pointers {
+            Some(_) => (8, 1),
+            // Also whether to look further: the first word beyond the pointers has neither.
+            None => (4, 0x11),
         };
-        Some(match self.no_more_pointers {
-            Some(no_more) => {
-                let chunk = index / 64;
-                let bits = heap.memory.read_u64(arena + self.bitmap + 8 * chunk).ok()?;
-                Entry {
-                    is_pointer: bits >> (index % 64) & 1 == 1,
-                    is_end: byte(arena + no_more + chunk / 8)? >> (chunk % 8) & 1 == 1,
-                }
-            }
-            None => {
-                let bits = byte(arena + self.bitmap + index / 4)? >> (index % 4);
-                Entry {
-                    is_pointer: bits & 1 == 1,
-                    is_end: bits >> 4 & 1 == 0,
-                }
-            }
-        })
+        let mut bits = [0];
+        let at = arena + self.bitmap + index / words_a_byte;
+        heap.memory.read(at, &mut bits).ok()?;
+        let is_pointer = bits[0] >> (index % words_a_byte) & pointer == pointer;
+        Some(is_pointer && self.gets_to(heap, object, address)?)
     }
-}
 
-/// What the bitmap says of a word.
-struct Entry {
-    is_pointer: bool,
-    /// No more pointers from here on, or beyond its 64 words.
-    is_end: bool,
+    /// Whether the collector gets as far as an address of an object: not beyond the end of its pointers.
+    fn gets_to(&self, heap: &Heap, object: Object, address: u64) -> Option<bool> {
+        let bytes = self.unit_bytes();
+        let (first, unit) = (heap.address(object) / bytes, address / bytes);
+        let mut known = match self.last.get() {
+            Some(last) if last.object == object => last,
+            _ => Prefix {
+                object,
+                until: first,
+                is_end: false,
+            },
+        };
+        // The part in each arena at once.
+        while known.until < unit && !known.is_end {
+            let in_arena = ARENA_BYTES / bytes;
+            let end = unit.min((known.until / in_arena + 1) * in_arena);
+            let ends = self.end_within(heap, known.until, end)?;
+            known.is_end = ends.is_some();
+            known.until = ends.unwrap_or(end);
+        }
+        self.last.set(Some(known));
+        Some(!(known.is_end && known.until < unit))
+    }
+
+    /// Bytes of the heap for which there is one mark of the end.
+    fn unit_bytes(&self) -> u64 {
+        match self.no_more_pointers {
+            Some(_) => 64 * 8,
+            None => 8,
+        }
+    }
+
+    /// The first unit of these of one arena that has the mark of the end.
+    fn end_within(&self, heap: &Heap, from: u64, to: u64) -> Option<Option<u64>> {
+        let bytes = self.unit_bytes();
+        let (at, a_byte) = match self.no_more_pointers {
+            Some(at) => (at, 8),
+            None => (self.bitmap, 4),
+        };
+        let arena = self.arena(heap, from * bytes)?;
+        let index = from % (ARENA_BYTES / bytes);
+        let mut marks = vec![0; ((index + to - from).div_ceil(a_byte) - index / a_byte) as usize];
+        let at = arena + at + index / a_byte;
+        heap.memory.read(at, &mut marks).ok()?;
+        let is_end = |unit: &u64| {
+            let bit = index % a_byte + unit - from;
+            let byte = marks[(bit / a_byte) as usize];
+            match self.no_more_pointers {
+                Some(_) => byte >> (bit % 8) & 1 == 1,
+                None => byte >> (4 + bit % 4) & 1 == 0,
+            }
+        };
+        Some((from..to).find(is_end))
+    }
+
+    /// Address of the `heapArena` in which an address is.
+    fn arena(&self, heap: &Heap, address: u64) -> Option<u64> {
+        let number = address.wrapping_sub(ARENA_BASE) / ARENA_BYTES;
+        heap.memory.read_u64(self.arenas + 8 * number).ok()
+    }
 }

@@ -17,7 +17,9 @@ use std::{
     time::Instant,
 };
 
-use super::{Figures, Heap, Holder, Holders, Object, Reference, Root, Roots, Types, word};
+use super::{
+    Figures, Heap, Holder, Holders, Object, Reference, Root, Roots, Types, types::pointers_in, word,
+};
 use crate::{inventory::Watch, target::Ranges};
 
 /// Set in an entry of the table that is the index of a root.
@@ -369,23 +371,16 @@ impl<'a> Mark<'a> {
     /// Looks at the pointers of one object only, where its type is known: a processor has buffers of addresses that
     /// mean nothing any more.
     fn look_by_type(&mut self, number: u32) {
-        let heap = self.heap;
-        let object = heap.numbered(number);
-        let mut bytes = vec![0; heap.size(object).min(BATCH) as usize];
-        if heap.memory.read(heap.address(object), &mut bytes).is_err() {
-            self.figures.unread_bytes += bytes.len() as u64;
+        let object = self.heap.numbered(number);
+        let bytes = self.heap.size(object);
+        let Ok(words) = pointers_in(self.heap, self.types, object) else {
+            self.figures.unread_bytes += bytes;
             return;
-        }
-        self.figures.scanned_bytes += bytes.len() as u64;
-        let first_word = word(&bytes, 0);
-        for (index, bytes) in bytes.chunks_exact(8).enumerate() {
-            let is_pointer = || {
-                let types = self.types?;
-                types.is_pointer(object, 8 * index as u64, first_word)
-            };
-            if let Some(to) = heap.object_at(word(bytes, 0))
+        };
+        self.figures.scanned_bytes += bytes;
+        for word in words {
+            if let Some(to) = self.heap.object_at(word)
                 && self.is_new(to)
-                && is_pointer() != Some(false)
                 && (self.not.is_empty() || self.may_follow(number, to))
             {
                 self.reach(to, number + 1);

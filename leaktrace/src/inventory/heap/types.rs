@@ -8,7 +8,10 @@
 use std::{cell::RefCell, collections::HashMap};
 
 use super::{Heap, Object, bitmap::Bitmap, word};
-use crate::{go::layout::Span as Offsets, target::GoTarget};
+use crate::{
+    go::layout::Span as Offsets,
+    target::{GoTarget, MemoryError},
+};
 
 /// Offsets in `abi.Type` (`runtime._type` before Go 1.21), the same in Go 1.19 to 1.27.
 const SIZE: u64 = 0;
@@ -33,6 +36,8 @@ const MAX_NAME: usize = 1024;
 const MAX_MASK: u64 = 1 << 16;
 /// Types read, at most.
 const MAX_TYPES: usize = 1 << 14;
+/// Of an object that is larger no more is read at once.
+const MAX_WORDS: u64 = 1 << 20;
 /// Objects up to this size have their bitmap in the span (`gc.MinSizeForMallocHeader`).
 const IN_SPAN: u64 = 512;
 
@@ -239,6 +244,31 @@ impl<'a> Types<'a> {
         let byte = of.mask.as_ref()?.get(bit as usize / 8)?;
         Some(byte >> (bit % 8) & 1 == 1)
     }
+}
+
+/// The words of an object that lead to others and that the collector may take for pointers, as they are now; of a very
+/// large one those at its beginning.
+///
+/// # Errors
+///
+/// It cannot be read.
+pub(super) fn pointers_in(
+    heap: &Heap,
+    types: Option<&Types<'_>>,
+    object: Object,
+) -> Result<Vec<u64>, MemoryError> {
+    let mut bytes = vec![0; heap.size(object).min(MAX_WORDS) as usize];
+    heap.memory.read(heap.address(object), &mut bytes)?;
+    let first_word = word(&bytes, 0);
+    let may_be_pointer = |offset| {
+        let is_pointer = types.and_then(|types| types.is_pointer(object, offset, first_word));
+        is_pointer != Some(false)
+    };
+    let words = (0..).step_by(8).zip(bytes.chunks_exact(8));
+    let words = words.map(|(offset, bytes)| (offset, word(bytes, 0)));
+    let words =
+        words.filter(|(offset, word)| heap.object_at(*word).is_some() && may_be_pointer(*offset));
+    Ok(words.map(|(_, word)| word).collect())
 }
 
 /// Bytes behind the bitmap of a small span: the mark bits that the collector of Go 1.26 keeps there, or
