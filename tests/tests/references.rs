@@ -80,6 +80,7 @@ fn lost_blocks_are_told_from_kept_ones_and_by_what_these_are_kept() {
         ("kept_in_block", "in_block"),
         ("kept_on_stack", "stack"),
         ("kept_in_thread", "stack"),
+        ("kept_in_register", "registers"),
         ("kept_in_mapping", "memory"),
     ] {
         let kept = BTreeMap::from([(holder.to_owned(), EACH)]);

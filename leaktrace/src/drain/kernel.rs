@@ -18,7 +18,7 @@ use leaktrace_common::{
 };
 
 use crate::capture::schema;
-use crate::loader::{LoadError, Loaded, MapSizes, for_each_entry};
+use crate::loader::{LoadError, Loaded, MapSizes, ThreadRegisters, for_each_entry};
 
 /// What the kernel side writes, taken out of a loaded object.
 pub struct Kernel {
@@ -39,6 +39,8 @@ pub struct Kernel {
     process_numbers: Queue<MapData, u64>,
     blocks: RingBuf<MapData>,
     ending: Array<MapData, u64>,
+    /// What threads have in their registers; none if that is not asked for, or the kernel does not give it.
+    pub(crate) registers: Option<ThreadRegisters>,
     sizes: MapSizes,
     cpus: usize,
 }
@@ -69,6 +71,7 @@ impl Kernel {
             process_numbers: typed(ebpf, "PROCESS_NUMBERS")?,
             blocks: typed(ebpf, "BLOCKS")?,
             ending: typed(ebpf, "ENDING")?,
+            registers: None,
             sizes,
             cpus: nr_cpus().map_err(|(_, error)| LoadError::other("count the CPUs", error))?,
         })

@@ -3,12 +3,21 @@
 use leaktrace_common::{KIND_MALLOC, SiteKey};
 
 use super::Drain;
-use crate::{inventory::references::Block, live_heap::Sampler, loader::LoadError};
+use crate::{
+    inventory::references::Block,
+    live_heap::Sampler,
+    loader::{LoadError, ThreadRegisters},
+};
 
 impl Drain {
     /// Whether every birth and death of native allocators' blocks is seen, or of a sample of them.
     pub fn follows_malloc(&self) -> bool {
         self.following.malloc
+    }
+
+    /// Gives away what reads the registers of the target's threads, if they can be read.
+    pub fn thread_registers(&mut self) -> Option<ThreadRegisters> {
+        self.kernel.registers.take()
     }
 
     /// Calls `visit` with every block that is followed and alive, and how many blocks it stands for; those of

@@ -5,10 +5,10 @@
 //! stacks; blocks that are pointed to are gone through in turn. A pointer may be moved meanwhile from what is
 //! still to be read to what has been read, so what nothing points to is looked for a second time.
 //!
-//! Conservative: a word that looks like an address in a block counts as one. Registers are not read, for that would
-//! stop the threads.
+//! Conservative: a word that looks like an address in a block counts as one. Registers are those of when a thread
+//! last entered the kernel: it is not stopped for it.
 
-use std::{collections::HashMap, iter, ops::Range, time::Instant};
+use std::{collections::HashMap, io, iter, ops::Range, time::Instant};
 
 use super::Watch;
 use crate::target::{Area, AreaKind, Memory, Present};
@@ -49,7 +49,7 @@ impl Block {
 /// What refers to a block, directly or through others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fate {
-    /// This word outside of all blocks.
+    /// This, outside of all blocks.
     Held(Root),
     /// Nothing.
     Lost,
@@ -57,14 +57,17 @@ pub enum Fate {
     LostBehind,
 }
 
-/// A word outside of all blocks that refers to one.
+/// What refers to a block from outside of all blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Root {
-    /// What it lies in.
-    pub kind: AreaKind,
-    /// Its address.
-    pub address: u64,
+pub enum Root {
+    /// The word at this address, in such memory.
+    Word(AreaKind, u64),
+    /// A register of a thread.
+    Register,
 }
+
+/// What the threads have in their registers; the error says why that is not known.
+pub type Registers<'a> = &'a dyn Fn() -> io::Result<Vec<u64>>;
 
 /// What was found.
 #[derive(Clone, Debug, PartialEq)]
@@ -75,6 +78,8 @@ pub struct Found {
     fates: Vec<Fate>,
     /// What was looked at.
     pub looked: Looked,
+    /// Why registers were not.
+    pub no_registers: Option<String>,
 }
 
 impl Found {
@@ -124,21 +129,22 @@ pub fn needed(blocks: &[Block]) -> u64 {
 }
 
 /// Finds out what refers to each of these blocks, which are in the order of their addresses. `areas` are
-/// what can be written, what says most first.
+/// what can be written, what says most first; `registers` come last.
 pub fn find(
     memory: Memory,
     present: &Present,
     areas: &[Area],
+    registers: Registers<'_>,
     blocks: Vec<Block>,
     watch: &Watch,
 ) -> Found {
     let started = Instant::now();
     let index = Index::new(blocks);
     let mut pass = Pass::new(&index, memory, watch);
-    pass.run(present, areas);
+    pass.run(present, areas, registers);
     if !pass.looked.is_cut && pass.holders.contains(&NONE) {
         let mut again = Pass::new(&index, memory, watch);
-        again.run(present, areas);
+        again.run(present, areas, registers);
         pass.complete(again);
     }
     let behind = pass.behind_lost();
@@ -155,6 +161,7 @@ pub fn find(
             took_ms: started.elapsed().as_secs_f64() * 1000.0,
             ..pass.looked
         },
+        no_registers: pass.no_registers,
         blocks: index.blocks,
     }
 }
@@ -213,6 +220,7 @@ struct Pass<'a> {
     /// Blocks whose contents are still to be looked at.
     queue: Vec<u32>,
     looked: Looked,
+    no_registers: Option<String>,
 }
 
 impl<'a> Pass<'a> {
@@ -228,10 +236,11 @@ impl<'a> Pass<'a> {
                 passes: 1,
                 ..Looked::default()
             },
+            no_registers: None,
         }
     }
 
-    fn run(&mut self, present: &Present, areas: &[Area]) {
+    fn run(&mut self, present: &Present, areas: &[Area], registers: Registers<'_>) {
         self.watch
             .begin(areas.iter().map(|area| area.end - area.start).sum());
         let mut buffer = vec![0; PIECE as usize];
@@ -260,6 +269,26 @@ impl<'a> Pass<'a> {
             // What one kind of memory leads to is told as its, before the next is looked at.
             self.follow();
         }
+        match registers() {
+            Ok(words) => words
+                .iter()
+                .for_each(|word| self.refers(*word, Root::Register)),
+            Err(error) => self.no_registers = Some(error.to_string()),
+        }
+        self.follow();
+    }
+
+    /// A word of `root` may be the address of a block.
+    fn refers(&mut self, word: u64, root: Root) {
+        if let Some(block) = self.index.block_at(word)
+            && self.holders[block as usize] == NONE
+        {
+            if self.roots.len() < MAX_ROOTS {
+                self.roots.push(root);
+            }
+            self.holders[block as usize] = (self.roots.len() - 1) as u32;
+            self.queue.push(block);
+        }
     }
 
     /// Looks at the words that lie in no block.
@@ -273,15 +302,8 @@ impl<'a> Pass<'a> {
             let is_inside = blocks
                 .get(next)
                 .is_some_and(|block| block.address <= address);
-            if !is_inside
-                && let Some(block) = self.index.block_at(word)
-                && self.holders[block as usize] == NONE
-            {
-                if self.roots.len() < MAX_ROOTS {
-                    self.roots.push(Root { kind, address });
-                }
-                self.holders[block as usize] = (self.roots.len() - 1) as u32;
-                self.queue.push(block);
+            if !is_inside {
+                self.refers(word, Root::Word(kind, address));
             }
         }
     }
@@ -354,6 +376,7 @@ impl<'a> Pass<'a> {
             passes: 2,
             ..again.looked
         };
+        self.no_registers = again.no_registers;
     }
 
     /// For each block whether a lost one refers to it.

@@ -10,6 +10,7 @@ mod copies;
 mod host;
 mod log;
 mod probe_set;
+mod registers;
 mod run_stats;
 mod sizes;
 mod tracefs;
@@ -48,6 +49,7 @@ pub use self::{
     host::{Feature, check_host, features},
     log::KernelLog,
     probe_set::{Closing, OpenSet, ProbeSet},
+    registers::ThreadRegisters,
     run_stats::{Counted, RunCounter, Runs},
     sizes::MapSizes,
     tracefs::ensure_tracefs,

@@ -429,7 +429,7 @@ fn empty_program_array() -> Result<OwnedFd, LoadError> {
 /// # Safety
 ///
 /// `attr` must be the start of `union bpf_attr` for that command, and its pointers valid.
-unsafe fn bpf<T>(command: libc::c_long, attr: &T) -> io::Result<OwnedFd> {
+pub(super) unsafe fn bpf<T>(command: libc::c_long, attr: &T) -> io::Result<OwnedFd> {
     // SAFETY: the caller's.
     let fd = unsafe { libc::syscall(libc::SYS_bpf, command, &raw const *attr, size_of::<T>()) };
     if fd < 0 {

@@ -82,6 +82,15 @@ pub(super) fn attach<'a>(
         Some(Begun { sampling, windows }) => (Some(sampling), windows),
         None => (None, None),
     };
+    if options.retention.is_some() && plan.malloc {
+        match loaded.thread_registers(target.pid) {
+            Ok(registers) => kernel.registers = Some(registers),
+            Err(error) => limits.push(limit(
+                "native blocks to which only registers of threads point",
+                &format!("they are called lost: {:#}", anyhow::Error::new(error)),
+            )),
+        }
+    }
     // Now that no sample can be missed.
     heap_profile.turn_on()?;
     let start = Instant::now();

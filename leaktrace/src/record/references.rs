@@ -78,7 +78,15 @@ impl Session<'_> {
         let (areas, present) = (self.target.writable()?, self.target.present()?);
         let memory = self.target.memory;
         let watch = Watch::within(self.overhead.as_ref().and_then(Overhead::bound));
-        let search = move |watch: &Watch| references::find(memory, &present, &areas, blocks, watch);
+        let registers = self.drain.thread_registers();
+        let registers = move || match &registers {
+            Some(registers) => registers.read(),
+            // A limit says so.
+            None => Ok(Vec::new()),
+        };
+        let search = move |watch: &Watch| {
+            references::find(memory, &present, &areas, &registers, blocks, watch)
+        };
         let found = watched(watch, search, signals, |watch| recorder.looking(watch)).await?;
         let mut tally = Tally::new(&found);
         self.drain
@@ -98,7 +106,7 @@ struct Tally<'a> {
 struct Of {
     site: WhySite,
     /// By kind, and for variables by address.
-    holders: HashMap<(AreaKind, u64), Amount>,
+    holders: HashMap<Root, Amount>,
 }
 
 impl<'a> Tally<'a> {
@@ -118,9 +126,12 @@ impl<'a> Tally<'a> {
         let bytes = block.size as f64 * stands_for;
         of.site.total.add(stands_for, bytes);
         let amount = match fate {
-            Fate::Held(Root { kind, address }) => {
-                let at = if kind == AreaKind::Data { address } else { 0 };
-                of.holders.entry((kind, at)).or_default()
+            Fate::Held(root) => {
+                let told = match root {
+                    Root::Word(AreaKind::Data, _) | Root::Register => root,
+                    Root::Word(kind, _) => Root::Word(kind, 0),
+                };
+                of.holders.entry(told).or_default()
             }
             _ if self.found.looked.is_cut => &mut of.site.unchecked,
             Fate::Lost => &mut of.site.lost,
@@ -138,7 +149,7 @@ impl<'a> Tally<'a> {
         sites.truncate(SITES);
         let sites = sites.into_iter().zip(1..).map(|((number, of), rank)| {
             let held = of.holders.into_iter();
-            let holders = held.map(|((kind, at), amount)| names.holder(kind, at, amount));
+            let holders = held.map(|(root, amount)| names.holder(root, amount));
             let mut site = WhySite {
                 rank,
                 capture_sites: vec![number],
@@ -148,12 +159,17 @@ impl<'a> Tally<'a> {
             site.merge_holders(HOLDERS);
             site
         });
-        let limits = (looked.unread_bytes > 0).then(|| LimitReport {
+        let unread = (looked.unread_bytes > 0).then(|| {
+            let bytes = human::bytes(looked.unread_bytes as f64);
+            format!("{bytes} could not be read or were swapped out: what only they point to is called lost")
+        });
+        let no_registers = self.found.no_registers.as_ref().map(|reason| {
+            format!("registers of threads could not be read: {reason}; what only they point to is called lost")
+        });
+        let limits = unread.into_iter().chain(no_registers);
+        let limits = limits.map(|reason| LimitReport {
             what: WHAT.to_owned(),
-            reason: format!(
-                "{} could not be read or were swapped out: what only they point to is called lost",
-                human::bytes(looked.unread_bytes as f64)
-            ),
+            reason,
         });
         Why {
             schema: SCHEMA,
@@ -176,7 +192,7 @@ impl<'a> Tally<'a> {
                 took_ms: looked.took_ms,
                 ..Pass::default()
             },
-            limits: limits.into_iter().collect(),
+            limits: limits.collect(),
         }
     }
 }
@@ -196,17 +212,18 @@ impl Names {
         })
     }
 
-    fn holder(&mut self, kind: AreaKind, at: u64, amount: Amount) -> Holder {
+    fn holder(&mut self, root: Root, amount: Amount) -> Holder {
         let mut holder = Holder {
-            kind: match kind {
-                AreaKind::Data => RootKind::Variable,
-                AreaKind::Stack => RootKind::Stack,
-                AreaKind::Memory => RootKind::Memory,
+            kind: match root {
+                Root::Word(AreaKind::Data, _) => RootKind::Variable,
+                Root::Word(AreaKind::Stack, _) => RootKind::Stack,
+                Root::Word(AreaKind::Memory, _) => RootKind::Memory,
+                Root::Register => RootKind::Registers,
             },
             amount,
             ..Holder::default()
         };
-        if kind == AreaKind::Data {
+        if let Root::Word(AreaKind::Data, at) = root {
             let (module, place) = self.place(at).unwrap_or_default();
             holder.module = Some(module).filter(|module| !module.is_empty());
             let is_named = place.section.is_some() || place.symbol.is_some();

@@ -43,6 +43,7 @@ APART static void *kept_by_inside(void) { return malloc(SIZE); }
 APART static void *kept_on_stack(void) { return malloc(SIZE); }
 APART static void *kept_in_thread(void) { return malloc(SIZE); }
 APART static void *kept_in_block(void) { return malloc(SIZE); }
+APART static struct node *kept_in_register(void) { return malloc(sizeof(struct node)); }
 APART static void *kept_for_a_while(void) { return malloc(SIZE); }
 APART static void *kept_in_mapping(void) { return malloc(SIZE); }
 
@@ -63,6 +64,35 @@ static void *holder(void *unused) {
 	for (;;)
 		pause();
 	return on_stack[0];
+}
+
+// A list whose first node only a register of a thread that waits points to.
+APART static struct node *list_of_a_register(void) {
+	struct node *list = NULL;
+	for (int i = 0; i < EACH; i++) {
+		struct node *node = kept_in_register();
+		node->next = list;
+		list = node;
+	}
+	return list;
+}
+
+static void *register_holder(void *unused) {
+	(void)unused;
+	struct node *list = list_of_a_register();
+	pthread_barrier_wait(&filled);
+	// pause() for ever, with the list in %rbx and what has been called before wiped off below the stack pointer.
+	__asm__ volatile("lea -0x4000(%%rsp), %%rdi\n\t"
+			 "mov $0x800, %%ecx\n\t"
+			 "xor %%eax, %%eax\n\t"
+			 "rep stosq\n"
+			 "1:\tmov $34, %%eax\n\t"
+			 "syscall\n\t"
+			 "jmp 1b"
+			 : "+b"(list)
+			 :
+			 : "rax", "rcx", "rdi", "r11", "memory");
+	return NULL;
 }
 
 APART static void fill(void) {
@@ -94,6 +124,7 @@ APART static void fill(void) {
 		in_block[i] = kept_in_block();
 	pthread_t thread;
 	pthread_create(&thread, NULL, holder, NULL);
+	pthread_create(&thread, NULL, register_holder, NULL);
 	pthread_barrier_wait(&filled);
 }
 
@@ -112,8 +143,11 @@ static void *fade(void *unused) {
 
 int main(void) {
 	char line[64];
-	pthread_barrier_init(&filled, NULL, 2);
-	in_mapping = mmap(NULL, 1 << 16, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	pthread_barrier_init(&filled, NULL, 3);
+	// With room around, or the kernel may make one mapping of it and of a stack.
+	char *room = mmap(NULL, 3 << 16, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	in_mapping = (void **)(room + (1 << 16));
+	mprotect(in_mapping, 1 << 16, PROT_READ | PROT_WRITE);
 	printf("{\"ready\":true,\"pid\":%d}\n", getpid());
 	fflush(stdout);
 	if (!fgets(line, sizeof line, stdin))

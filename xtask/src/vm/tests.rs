@@ -53,6 +53,10 @@ const GO_PROFILE: Program = Program {
     name: "go_profile",
     tests: &["in_use_equals_what_the_program_serves"],
 };
+const REFERENCES: Program = Program {
+    name: "references",
+    tests: &["lost_blocks_are_told_from_kept_ones_and_by_what_these_are_kept"],
+};
 const ENDINGS: Program = Program {
     name: "endings",
     tests: &["killed"],
@@ -73,7 +77,8 @@ const REFUSALS: Program = Program {
 };
 
 /// Kernels that leaktrace runs on: all calls of `mmap` and `brk` to the byte, all blocks of a C library with threads
-/// and under seccomp, each object that a Go program keeps, and that nothing is left behind, `kill -9` included; and what
+/// and under seccomp, each object that a Go program keeps, what still
+/// points to blocks, registers of threads included, and that nothing is left behind, `kill -9` included; and what
 /// is done to no other machine.
 pub(super) const ALL: List = List {
     name: "all",
@@ -82,6 +87,7 @@ pub(super) const ALL: List = List {
         ALLOCATORS,
         GO_OBJECTS,
         GO_PROFILE,
+        REFERENCES,
         ENDINGS,
         REFUSALS,
         MACHINE,
@@ -101,4 +107,11 @@ pub(super) const OLD: List = List {
 pub(super) const LISTS: [List; 2] = [ALL, OLD];
 
 /// Sample programs that the tests start.
-pub(super) const TARGETS: [&str; 5] = ["vm", "allocs", "hoard", "reload-1.27.3", "objects-1.27.3"];
+pub(super) const TARGETS: [&str; 6] = [
+    "vm",
+    "allocs",
+    "hoard",
+    "kept",
+    "reload-1.27.3",
+    "objects-1.27.3",
+];

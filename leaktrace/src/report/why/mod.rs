@@ -281,6 +281,8 @@ pub enum RootKind {
     FinalizerQueue,
     /// Stacks of native threads.
     Stack,
+    /// Registers of native threads, and no memory.
+    Registers,
     /// Memory that is neither a variable nor in a block that is followed.
     Memory,
 }

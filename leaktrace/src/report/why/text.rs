@@ -210,6 +210,7 @@ pub(super) fn root(holder: &Holder) -> String {
         RootKind::Finalizer => "finalizers that wait for their objects to die".to_owned(),
         RootKind::FinalizerQueue => "the queue of finalizers that are to be run".to_owned(),
         RootKind::Stack => "stacks of threads".to_owned(),
+        RootKind::Registers => "registers of threads".to_owned(),
         RootKind::Memory => {
             "memory in no block that is followed: from before the attach, freed, not \
                              sampled, or mapped"
