@@ -45,6 +45,9 @@ const NO_PRIVATE_STACK: &str = "NO_PRIVATE_STACK";
 /// The program whose probes are uretprobes.
 const AT_RETURN: &str = "malloc_returned";
 
+/// The program at the beginning of a call that returns.
+const AT_BEGINNING: &str = "malloc_enter";
+
 /// The members of `union bpf_attr` for `BPF_PROG_LOAD`, as far as they are used.
 #[repr(C)]
 #[derive(Default)]
@@ -304,6 +307,15 @@ impl OpenSet {
     /// Its links, each to be held by itself.
     pub(super) fn into_links(self) -> Vec<Link> {
         self.0
+    }
+
+    /// Takes them away, and waits until the kernel has done: first those by which a call begins, so that none is
+    /// begun whose return is not seen.
+    pub fn close_in_order(self) {
+        let links = self.0.into_iter();
+        let (beginnings, others) = links.partition(|link| link.program == AT_BEGINNING);
+        Self(beginnings).close().wait();
+        Self(others).close().wait();
     }
 
     /// Takes them away.

@@ -168,7 +168,8 @@ fn look(set: &ProbeSet, target: &Target, budget: f64, kernel: &Kernel) -> Result
             break look;
         }
     };
-    probes.close().wait();
+    // A call without its return would be told as abandoned when the probes are there for good.
+    probes.close_in_order();
     Ok(look)
 }
 
