@@ -1,8 +1,8 @@
 //! Kernel side of leaktrace: the entry points.
 //!
-//! Those of native allocators are in [`native`], the one that attaches to nothing in [`registers`]. Each other one filters by process, then calls a `try_…` function
-//! that returns the cause of a loss as its error; [`loss::count`] is where all of them end. Nothing here
-//! decides what a leak is: the kernel side counts, pairs and samples, never loops without a bound and never
+//! Those of native allocators are in [`native`], the one that attaches to nothing in [`registers`]. Each of the
+//! others filters by process, then calls a `try_…` function that returns the cause of a loss as its error;
+//! [`loss::count`] is where all of them end. Nothing here decides what a leak is: the kernel side counts, pairs and samples, never loops without a bound and never
 //! blocks the target.
 
 #![no_std]

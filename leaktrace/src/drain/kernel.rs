@@ -39,8 +39,8 @@ pub struct Kernel {
     process_numbers: Queue<MapData, u64>,
     blocks: RingBuf<MapData>,
     ending: Array<MapData, u64>,
-    /// What threads have in their registers; none if that is not asked for, or the kernel does not give it.
-    pub(crate) registers: Option<ThreadRegisters>,
+    /// What threads have in their registers, or why that cannot be read; none if it is not asked for.
+    pub(crate) registers: Option<Result<ThreadRegisters, LoadError>>,
     sizes: MapSizes,
     cpus: usize,
 }

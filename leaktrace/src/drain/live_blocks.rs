@@ -15,8 +15,8 @@ impl Drain {
         self.following.malloc
     }
 
-    /// Gives away what reads the registers of the target's threads, if they can be read.
-    pub fn thread_registers(&mut self) -> Option<ThreadRegisters> {
+    /// Gives away what reads the registers of the target's threads, if that was asked for at the attach.
+    pub fn thread_registers(&mut self) -> Option<Result<ThreadRegisters, LoadError>> {
         self.kernel.registers.take()
     }
 

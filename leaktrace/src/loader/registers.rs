@@ -10,10 +10,13 @@ use std::{
 use aya::{Btf, programs::Iter};
 use nix::libc;
 
-use super::{LoadError, Loaded, probe_set::bpf, program_error};
+use super::{
+    LoadError, Loaded,
+    probe_set::{BPF_LINK_CREATE, bpf},
+    program_error,
+};
 
 /// Of `enum bpf_cmd` and `bpf_attach_type` (uapi/linux/bpf.h).
-const BPF_LINK_CREATE: libc::c_long = 28;
 const BPF_ITER_CREATE: libc::c_long = 33;
 const BPF_TRACE_ITER: u32 = 28;
 

@@ -82,14 +82,10 @@ pub(super) fn attach<'a>(
         Some(Begun { sampling, windows }) => (Some(sampling), windows),
         None => (None, None),
     };
-    if options.retention.is_some() && plan.malloc {
-        match loaded.thread_registers(target.pid) {
-            Ok(registers) => kernel.registers = Some(registers),
-            Err(error) => limits.push(limit(
-                "native blocks to which only registers of threads point",
-                &format!("they are called lost: {:#}", anyhow::Error::new(error)),
-            )),
-        }
+    // Otherwise nothing will be called lost.
+    let may_be_lost = plan.malloc && windows.is_none() && forks.is_none();
+    if options.retention.is_some() && may_be_lost {
+        kernel.registers = Some(loaded.thread_registers(target.pid));
     }
     // Now that no sample can be missed.
     heap_profile.turn_on()?;

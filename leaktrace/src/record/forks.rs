@@ -75,8 +75,7 @@ impl Forks {
         set.add(probes, loaded, target)
             .and_then(|()| set.open(target))
             .map_err(|error| error.without_probe_sets("--follow-forks needs Linux 6.10"))?
-            .close()
-            .wait();
+            .close_in_order();
         allow_more_files(processes);
         kernel.follow_forks(processes)?;
         loaded.attach_to_tracepoints(&[Tracepoint {

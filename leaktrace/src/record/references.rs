@@ -1,7 +1,7 @@
 //! `record --retention` for native allocators: which of the blocks that are alive at the end something still
 //! points to. It is done while their frees are still seen, so that what is freed meanwhile is not called lost.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, io};
 
 use anyhow::{Result, bail};
 
@@ -78,11 +78,12 @@ impl Session<'_> {
         let (areas, present) = (self.target.writable()?, self.target.present()?);
         let memory = self.target.memory;
         let watch = Watch::within(self.overhead.as_ref().and_then(Overhead::bound));
-        let registers = self.drain.thread_registers();
+        let registers = self.drain.thread_registers().transpose();
+        let registers = registers.map_err(anyhow::Error::new);
         let registers = move || match &registers {
-            Some(registers) => registers.read(),
-            // A limit says so.
-            None => Ok(Vec::new()),
+            Ok(Some(registers)) => registers.read(),
+            Ok(None) => Ok(Vec::new()),
+            Err(reason) => Err(io::Error::other(format!("{reason:#}"))),
         };
         let search = move |watch: &Watch| {
             references::find(memory, &present, &areas, &registers, blocks, watch)

@@ -77,9 +77,8 @@ const REFUSALS: Program = Program {
 };
 
 /// Kernels that leaktrace runs on: all calls of `mmap` and `brk` to the byte, all blocks of a C library with threads
-/// and under seccomp, each object that a Go program keeps, what still
-/// points to blocks, registers of threads included, and that nothing is left behind, `kill -9` included; and what
-/// is done to no other machine.
+/// and under seccomp, each object that a Go program keeps, what still points to blocks, registers of threads
+/// included, and that nothing is left behind, `kill -9` included; and what is done to no other machine.
 pub(super) const ALL: List = List {
     name: "all",
     programs: &[
