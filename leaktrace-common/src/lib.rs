@@ -131,6 +131,9 @@ pub struct AllocatorCall {
     pub count: u8,
     /// The argument that is the block to be resized, or where the result is stored.
     pub block: u8,
+    /// How a thread's variable is found that points to its cache of free blocks: negative, how far it lies from the
+    /// thread pointer; positive, where in the process that stands; zero, there is none, or none that is known.
+    pub cache: i64,
 }
 
 /// Added to the action: a uretprobe tells when the function returns. Then a `ret` instruction that it shares
@@ -143,6 +146,9 @@ pub const ALLOCATOR_CHUNKS: u8 = 1 << 6;
 
 /// The return address lies above the place to which the frame pointer points.
 pub const BY_FRAME_POINTER: u32 = u32::MAX;
+
+/// Instead of the number of a window: calls of native allocators are counted, and nothing is sent.
+pub const WINDOW_LOOK: u64 = u64::MAX;
 
 /// No argument.
 pub const NO_ARGUMENT: u8 = 0xff;
@@ -389,8 +395,11 @@ pub mod loss {
     pub const BLOCK_RING_FULL: u32 = 12;
     /// A process was made for which there was no room among those that are followed.
     pub const PROCESS_NOT_FOLLOWED: u32 = 13;
+    /// A block of a native allocator was taken to be another one: its address was told before the call returned
+    /// it, and wrongly. Few of these are checked.
+    pub const BLOCK_MISTAKEN: u32 = 14;
     /// Number of causes.
-    pub const COUNT: u32 = 14;
+    pub const COUNT: u32 = 15;
 }
 
 const _: () = assert!(size_of::<SiteKey>() == 16, "SiteKey has padding");
@@ -403,7 +412,7 @@ const _: () = assert!(
 const _: () = assert!(size_of::<UnwindPage>() == 8, "UnwindPage has padding");
 const _: () = assert!(size_of::<UnwindRow>() == 8, "UnwindRow has padding");
 const _: () = assert!(
-    size_of::<AllocatorCall>() == 16,
+    size_of::<AllocatorCall>() == 24,
     "AllocatorCall has padding"
 );
 const _: () = assert!(size_of::<VmEvent>() == 64, "VmEvent has padding");

@@ -22,6 +22,7 @@ pub enum Loss {
     ThreadsFull = loss::THREADS_FULL,
     BlockRingFull = loss::BLOCK_RING_FULL,
     ProcessNotFollowed = loss::PROCESS_NOT_FOLLOWED,
+    BlockMistaken = loss::BLOCK_MISTAKEN,
 }
 
 /// Adds one to the count of `cause`.

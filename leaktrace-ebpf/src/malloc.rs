@@ -1,7 +1,8 @@
 //! Native allocators: `malloc` and its like, whatever library or executable they are in.
 //!
 //! A probe at the beginning of each function keeps the arguments (`enter`), one at its return has the
-//! block (`leave`): a uretprobe, or a probe on each of its `ret` instructions. The block that is freed
+//! block (`leave`): a uretprobe, or a probe on each of its `ret` instructions. Where the kernel lets a program say
+//! which returns it wants to see, one does both, and wants none whose block is known before. The block that is freed
 //! or resized leaves the live set before the allocator has it back, and a new one enters before the
 //! program has it, so that no other thread can come between.
 
@@ -12,7 +13,7 @@ use aya_ebpf::{
 use leaktrace_common::{
     ALLOCATOR_ALLOCATE, ALLOCATOR_CHUNKS, ALLOCATOR_EXPAND, ALLOCATOR_RESIZE, ALLOCATOR_STORE,
     ALLOCATOR_URETPROBE, AllocatorCall, BY_FRAME_POINTER, KIND_MALLOC, MALLOC_ALLOC_BYTES,
-    MALLOC_ALLOCS, MALLOC_FREES, NO_ARGUMENT, SiteKey,
+    MALLOC_ALLOCS, MALLOC_FREES, NO_ARGUMENT, SiteKey, WINDOW_LOOK,
 };
 
 use crate::{
@@ -32,18 +33,73 @@ use crate::{
 pub fn try_enter(ctx: &ProbeContext) -> Result<(), Loss> {
     let regs = registers(ctx);
     // SAFETY: user space has written the entry before the attach and does not change it.
-    let Some(call) = (unsafe { ALLOCATOR_CALLS.get(regs.rip) }) else {
-        return Ok(());
+    match unsafe { ALLOCATOR_CALLS.get(regs.rip) } {
+        Some(call) => enter(regs, call, current()?).map(drop),
+        None => Ok(()),
+    }
+}
+
+/// A uretprobe: a function has returned.
+#[inline(always)]
+pub fn try_returned(ctx: &RetProbeContext) -> Result<(), Loss> {
+    // SAFETY: the context of a uretprobe program is the target's registers.
+    let regs = unsafe { &*ctx.regs };
+    match returned(regs)? {
+        Some(thread) => handed_out(thread),
+        None => Ok(()),
+    }
+}
+
+/// An allocator's function begins, or has returned: both are told to one program, which says at the beginning
+/// whether it is to be told of the return. No function returns to where a probe stands.
+#[inline(always)]
+pub fn try_call(ctx: &ProbeContext) -> Result<Return, Loss> {
+    let regs = registers(ctx);
+    // SAFETY: user space has written the entry before the attach and does not change it.
+    let thread = match unsafe { ALLOCATOR_CALLS.get(regs.rip) } {
+        Some(call) => {
+            let thread = current()?;
+            if thread.sp != 0 || !thread.foretell(regs, call) {
+                return enter(regs, call, thread);
+            }
+            Some(thread)
+        }
+        None => returned(regs)?,
     };
-    let sp = place_of_return(regs, call);
+    if let Some(thread) = thread {
+        handed_out(thread)?;
+    }
+    Ok(Return::Unneeded)
+}
+
+/// Whether anything is to be learnt from the return of a call.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Return {
+    Needed,
+    Unneeded,
+}
+
+/// The current thread, in whose call, if there is one, it was in this window.
+#[inline(always)]
+fn current<'a>() -> Result<&'a mut Thread, Loss> {
     let thread = thread::current()?;
     let window = windows::number();
     if thread.window != window {
         // While no probe was live the thread went on: what was under way is over.
-        (thread.window, thread.sp) = (window, 0);
+        (thread.window, thread.sp, thread.foretold) = (window, 0, 0);
     }
+    Ok(thread)
+}
+
+#[inline(always)]
+fn enter(regs: &pt_regs, call: &AllocatorCall, thread: &mut Thread) -> Result<Return, Loss> {
+    let sp = place_of_return(regs, call);
     if thread.is_within(sp) {
-        return Ok(());
+        return Ok(Return::Unneeded);
+    }
+    if thread.sp != 0 {
+        // What was expected of another call.
+        thread.foretold = 0;
     }
     let action = u64::from(call.action & !(ALLOCATOR_URETPROBE | ALLOCATOR_CHUNKS));
     let by_uretprobe = call.action & ALLOCATOR_URETPROBE;
@@ -60,7 +116,7 @@ pub fn try_enter(ctx: &ProbeContext) -> Result<(), Loss> {
         thread.block = block;
         let resizes =
             action == u64::from(ALLOCATOR_RESIZE) || action == u64::from(ALLOCATOR_EXPAND);
-        if resizes && window != 0 {
+        if resizes && thread.window != 0 {
             thread.entered = windows::now();
             thread.old_class = u64::from(windows::class(call, block));
         } else if resizes && let Some(old) = live::take(block) {
@@ -79,16 +135,13 @@ pub fn try_enter(ctx: &ProbeContext) -> Result<(), Loss> {
     thread.ret = read(sp)?;
     thread.bp = regs.rbp;
     thread.sp = sp;
-    Ok(())
+    Ok(Return::Needed)
 }
 
-/// A uretprobe: a function has returned.
+/// Where it returned to is in the instruction pointer: in the return address's place the kernel had put its own when
+/// the probe at the beginning was met.
 #[inline(always)]
-pub fn try_returned(ctx: &RetProbeContext) -> Result<(), Loss> {
-    // SAFETY: the context of a uretprobe program is the target's registers.
-    let regs = unsafe { &*ctx.regs };
-    // Where it returned to is in the instruction pointer: in the return address's place the kernel had put
-    // its own when the probe at the beginning was met.
+fn returned<'a>(regs: &pt_regs) -> Result<Option<&'a mut Thread>, Loss> {
     leave(regs, regs.rsp.wrapping_sub(8), regs.rip, regs.rax)
 }
 
@@ -111,7 +164,10 @@ pub fn try_fill(ctx: &ProbeContext) -> Result<(), Loss> {
 fn leave_here(regs: &pt_regs, result: u64) -> Result<(), Loss> {
     match thread::known() {
         Some(thread) if thread.sp == regs.rsp && thread.by_uretprobe == 0 => {
-            leave(regs, regs.rsp, read(regs.rsp)?, result)
+            match leave(regs, regs.rsp, read(regs.rsp)?, result)? {
+                Some(thread) => handed_out(thread),
+                None => Ok(()),
+            }
         }
         _ => Ok(()),
     }
@@ -126,52 +182,63 @@ pub fn place_of_return(regs: &pt_regs, call: &AllocatorCall) -> u64 {
     }
 }
 
-/// The function whose return address lies at `sp` returns, or has just returned, to `ret` with `result`.
+/// The function whose return address lies at `sp` returns, or has just returned, to `ret` with `result`: the
+/// thread, if that gives it a block.
 #[inline(always)]
-fn leave(regs: &pt_regs, sp: u64, ret: u64, result: u64) -> Result<(), Loss> {
+fn leave<'a>(
+    regs: &pt_regs,
+    sp: u64,
+    ret: u64,
+    result: u64,
+) -> Result<Option<&'a mut Thread>, Loss> {
     let Some(thread) = thread::known() else {
-        return Ok(());
+        return Ok(None);
     };
     // Another function's: of an inner call, or of one that began before the attach.
     if thread.sp != sp {
-        return Ok(());
+        return Ok(None);
     }
     thread.sp = 0;
     let block = match thread.action as u8 {
-        ALLOCATOR_ALLOCATE => result,
+        ALLOCATOR_ALLOCATE => {
+            thread.check_foretold(result);
+            result
+        }
         ALLOCATOR_STORE if result as u32 == 0 => read(thread.block)?,
         ALLOCATOR_RESIZE => resized(thread, result != 0, result)?,
         ALLOCATOR_EXPAND => resized(thread, result >= thread.size, thread.block)?,
         _ => 0,
     };
     if block == 0 {
-        return Ok(());
+        return Ok(None);
     }
+    (thread.block, thread.place, thread.ret, thread.bp) = (block, sp, ret, regs.rbp);
+    Ok(Some(thread))
+}
+
+/// The call of the thread gives, or has given, its `block`.
+#[inline(always)]
+fn handed_out(thread: &mut Thread) -> Result<(), Loss> {
     count(MALLOC_ALLOCS, 1);
     count(MALLOC_ALLOC_BYTES, thread.size);
     let window = windows::number();
     let class = match window {
         0 => sampling::class(thread),
-        _ => Some(windows::class_of(thread.has_chunks, block)),
+        WINDOW_LOOK => None,
+        _ => Some(windows::class_of(thread.has_chunks, thread.block)),
     };
     let Some(class) = class else {
         return Ok(());
     };
     let site = SiteKey {
-        stack: stack::of_call(
-            &mut thread.walk,
-            thread.function,
-            ret,
-            sp.wrapping_add(8),
-            regs.rbp,
-        ),
+        stack: stack::of_call(thread),
         kind: KIND_MALLOC,
         class,
     };
     if window != 0 {
-        return windows::born(block, site.stack, thread.size, class);
+        return windows::born(thread.block, site.stack, thread.size, class);
     }
-    live::born(block, site, thread.size);
+    live::born(thread.block, site, thread.size);
     Ok(())
 }
 

@@ -1,5 +1,7 @@
 //! The entry points for native allocators, in all processes that are followed.
 
+use core::ffi::c_void;
+
 use aya_ebpf::{
     macros::{tracepoint, uprobe, uretprobe},
     programs::{ProbeContext, RetProbeContext, TracePointContext},
@@ -11,6 +13,21 @@ use crate::{followed, free, malloc, thread};
 #[uprobe]
 fn malloc_enter(ctx: ProbeContext) -> u32 {
     followed(&ctx, malloc::try_enter)
+}
+
+/// It begins, or has returned: the program of a link of many that is a session. What it gives at the beginning says
+/// whether it will be told of the return, zero that it will, and so it cannot be one of aya's, which give zero.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "uprobe")]
+extern "C" fn malloc_call(ctx: *mut c_void) -> u32 {
+    let mut is_over = 1;
+    followed(&ProbeContext::new(ctx), |ctx| {
+        if malloc::try_call(ctx)? == malloc::Return::Needed {
+            is_over = 0;
+        }
+        Ok(())
+    });
+    is_over
 }
 
 /// It has returned.

@@ -9,6 +9,7 @@ use leaktrace_common::{STACK_TRUNCATED, StackId, StackRecord};
 use crate::{
     loss::{self, Loss},
     maps::STACKS,
+    thread::Thread,
     walk::Walk,
 };
 
@@ -33,11 +34,28 @@ pub fn of_system_call(walk: &mut Walk) -> StackId {
     }
 }
 
-/// The stack of a call of `function` that has just returned to `ret`, put together in `walk`.
+/// The stack of the allocator's call by the thread, put together in its `walk`.
 #[inline(always)]
-pub fn of_call(walk: &mut Walk, function: u64, ret: u64, sp: u64, bp: u64) -> StackId {
-    let id = walk.take_from_caller(function, ret, sp, bp);
-    keep(id, &walk.record)
+pub fn of_call(thread: &mut Thread) -> StackId {
+    let walk = &mut thread.walk;
+    walk.copy.forget();
+    if thread.ret == 0 {
+        match walk.copy.pair(thread.place) {
+            Some((ret, _)) => thread.ret = ret,
+            None => {
+                loss::count(Loss::StackUnreadable);
+                return StackId(0);
+            }
+        }
+    }
+    let sp = thread.place.wrapping_add(8);
+    let id = walk.take_from_caller(thread.function, thread.ret, sp, thread.bp);
+    if id.0 == walk.kept {
+        return id;
+    }
+    let id = keep(id, &walk.record);
+    walk.kept = id.0;
+    id
 }
 
 #[inline(always)]

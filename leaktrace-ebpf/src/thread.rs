@@ -6,10 +6,11 @@
 //! lies below the stack pointer or holds something else, and the call is given up.
 
 use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_probe_read_user};
-use leaktrace_common::{Ktime, LiveObject};
+use leaktrace_common::{Ktime, LiveObject, WINDOW_LOOK};
 
 use crate::{
     call::Call,
+    foretell::Cache,
     live,
     loss::{self, Loss},
     maps::{NEW_THREAD, THREADS},
@@ -24,7 +25,7 @@ use crate::{
 pub struct Thread {
     /// Where the return address of its call lies; zero: it is in none.
     pub sp: u64,
-    /// The return address.
+    /// The return address; zero, once the block is known: it is to be read.
     pub ret: u64,
     /// The frame pointer of its caller, unless the function had changed it before the probe.
     pub bp: u64,
@@ -32,7 +33,7 @@ pub struct Thread {
     pub function: u64,
     /// Bytes asked for.
     pub size: u64,
-    /// The block to be resized, or where the result will be stored.
+    /// The block to be resized, or where the result will be stored; then the block that is taken.
     pub block: u64,
     /// What was known of the block that is resized; its kind is zero if nothing was.
     pub old: LiveObject,
@@ -48,6 +49,12 @@ pub struct Thread {
     pub window: u64,
     /// Not zero: see [`ALLOCATOR_CHUNKS`](leaktrace_common::ALLOCATOR_CHUNKS).
     pub has_chunks: u64,
+    /// Where the return address lies, or lay, of the call whose block is taken.
+    pub place: u64,
+    /// The block that the call under way is expected to give; zero: none is.
+    pub foretold: u64,
+    /// Its free blocks, where glibc keeps some for each thread.
+    pub cache: Cache,
     /// Bytes until the next sample; zero: not drawn.
     pub countdown: u64,
     /// The level of sampling at which that was drawn.
@@ -142,6 +149,7 @@ impl Thread {
     fn is_followed(&self) -> bool {
         match windows::number() {
             0 => sampling::takes_any(),
+            WINDOW_LOOK => false,
             window => window == self.window,
         }
     }
@@ -150,6 +158,7 @@ impl Thread {
     #[inline(always)]
     fn end(&mut self) {
         self.sp = 0;
+        self.foretold = 0;
         self.put_back();
     }
 

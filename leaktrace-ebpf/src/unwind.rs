@@ -9,7 +9,10 @@ use leaktrace_common::{
     STACK_BROKEN, STACK_NO_RULE, STACK_UNREADABLE, UNWIND_CHUNK, UNWIND_PAGE, UnwindRow,
 };
 
-use crate::maps::{UNWIND_PAGES, UNWIND_ROWS};
+use crate::{
+    maps::{UNWIND_PAGES, UNWIND_ROWS},
+    stack_copy::StackCopy,
+};
 
 const PAGE: u64 = UNWIND_PAGE as u64;
 const CHUNK: usize = UNWIND_CHUNK as usize;
@@ -54,7 +57,11 @@ fn sign(number: u64) -> u64 {
 /// Leaves a frame by the row of its instruction: `registers` become those of its caller. Gives the return
 /// address, zero at the end of the stack; the error is a `STACK_…` flag.
 #[inline(always)]
-pub fn leave(registers: &mut Registers, row: Option<UnwindRow>) -> Result<u64, u32> {
+pub fn leave(
+    registers: &mut Registers,
+    row: Option<UnwindRow>,
+    stack: &mut StackCopy,
+) -> Result<u64, u32> {
     let row = row.unwrap_or_default();
     let Registers { sp, bp } = *registers;
     let offset = i64::from(row.cfa);
@@ -69,7 +76,7 @@ pub fn leave(registers: &mut Registers, row: Option<UnwindRow>) -> Result<u64, u
         RULE_SIGNAL => return leave_signal_handler(registers),
         RULE_END => return Ok(0),
         RULE_UNKNOWN => return Err(STACK_NO_RULE),
-        kind => return leave_by_frame_pointer(registers, kind == RULE_CHANGED_STACKS),
+        kind => return leave_by_frame_pointer(registers, kind == RULE_CHANGED_STACKS, stack),
     };
     // A stack grows downwards: its callers are above.
     if cfa <= sp {
@@ -78,7 +85,7 @@ pub fn leave(registers: &mut Registers, row: Option<UnwindRow>) -> Result<u64, u
     registers.sp = cfa;
     // The usual case, by one reading: the frame pointer was pushed before everything else.
     if saved_at == -16 {
-        let words = read(cfa.wrapping_sub(16) as *const (u64, u64));
+        let words = stack.pair(cfa.wrapping_sub(16));
         let (saved, ret) = words.ok_or(STACK_UNREADABLE)?;
         registers.bp = saved;
         return Ok(ret);
@@ -86,19 +93,24 @@ pub fn leave(registers: &mut Registers, row: Option<UnwindRow>) -> Result<u64, u
     if saved_at != 0 {
         registers.bp = word(cfa.wrapping_add_signed(saved_at))?;
     }
-    word(cfa.wrapping_sub(8))
+    let (_, ret) = stack.pair(cfa.wrapping_sub(16)).ok_or(STACK_UNREADABLE)?;
+    Ok(ret)
 }
 
 /// By the frame pointer: the return address is above the caller's, to which it points.
 #[inline(always)]
-fn leave_by_frame_pointer(registers: &mut Registers, is_other_stack: bool) -> Result<u64, u32> {
+fn leave_by_frame_pointer(
+    registers: &mut Registers,
+    is_other_stack: bool,
+    stack: &mut StackCopy,
+) -> Result<u64, u32> {
     let Registers { sp, bp } = *registers;
     // Zero ends the chain, of frame pointers as of return addresses; or the function keeps none, and the
     // register has whatever it is used for. Which of both, the function's name tells.
     if bp == 0 || bp < sp && !is_other_stack {
         return Err(STACK_BROKEN);
     }
-    let (next, ret) = read(bp as *const (u64, u64)).ok_or(STACK_UNREADABLE)?;
+    let (next, ret) = stack.pair(bp).ok_or(STACK_UNREADABLE)?;
     (registers.sp, registers.bp) = (bp.wrapping_add(16), next);
     match ret {
         0 => Err(STACK_BROKEN),

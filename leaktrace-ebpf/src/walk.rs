@@ -15,6 +15,7 @@ use leaktrace_common::{
 };
 
 use crate::{
+    stack_copy::StackCopy,
     thread,
     unwind::{Registers, leave, read, row},
 };
@@ -27,6 +28,10 @@ pub struct Walk {
     pub record: StackRecord,
     /// The row of each frame of `record`, or [`NO_ROW`].
     rows: [u64; MAX_FRAMES],
+    /// The part of the stack that the walk has come to.
+    pub copy: StackCopy,
+    /// The id of the last stack, which is kept; zero: it is not.
+    pub kept: u64,
 }
 
 /// Not known.
@@ -37,10 +42,12 @@ impl Walk {
     #[inline(always)]
     pub fn take_here(&mut self, ip: u64, sp: u64, bp: u64) -> StackId {
         self.set(0, ip);
+        self.copy.forget();
         outward(self, 1, mix(0, ip), Registers { sp, bp })
     }
 
-    /// For a function that has just returned to `ret`, with the registers that its caller has now.
+    /// For a function that has just returned to `ret`, with the registers that its caller has now; or that has
+    /// just been called, with those that its caller will have.
     #[inline(always)]
     pub fn take_from_caller(&mut self, function: u64, ret: u64, sp: u64, bp: u64) -> StackId {
         self.set(0, function);
@@ -100,7 +107,7 @@ fn outward(walk: &mut Walk, len: usize, hash: u64, registers: Registers) -> Stac
                 registers.sp = registers.sp.wrapping_add(8);
                 Ok(caller)
             }
-            None => leave(&mut registers, row),
+            None => leave(&mut registers, row, &mut walk.copy),
         };
         let ret = match left {
             Ok(0) => {

@@ -4,7 +4,9 @@
 //! (docs/sampling.md). In between windows nothing is sent and nothing is kept.
 
 use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns};
-use leaktrace_common::{ALLOCATOR_CHUNKS, AllocatorCall, BlockEvent, Ktime, NO_SIZE, StackId};
+use leaktrace_common::{
+    ALLOCATOR_CHUNKS, AllocatorCall, BlockEvent, Ktime, NO_SIZE, StackId, WINDOW_LOOK,
+};
 
 use crate::{
     loss::Loss,
@@ -81,6 +83,9 @@ pub fn class_of(has_chunks: u64, block: u64) -> u32 {
 
 #[inline(always)]
 fn send(event: BlockEvent) -> Result<(), Loss> {
+    if number() == WINDOW_LOOK {
+        return Ok(());
+    }
     let mut slot = BLOCKS.reserve::<BlockEvent>(0).ok_or(Loss::BlockRingFull)?;
     slot.write(BlockEvent {
         thread: bpf_get_current_pid_tgid() as u32,

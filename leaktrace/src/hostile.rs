@@ -125,12 +125,17 @@ pub fn image(bytes: &[u8]) {
             image: bytes.to_vec().into(),
             mappings: vec![(0x7f00_0000_0000, 0x7f00_1000_0000, 0)],
         };
-        let uretprobes = [Ok(()), Err("none".to_owned())];
-        for uretprobes in uretprobes {
+        let ways = [
+            (Ok(()), true),
+            (Ok(()), false),
+            (Err("none".to_owned()), false),
+        ];
+        for (uretprobes, sessions) in ways {
             let objects = vec![object.clone()];
             native::probes(&native::NativeFacts {
                 objects,
                 uretprobes,
+                sessions,
             });
         }
     });

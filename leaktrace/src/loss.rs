@@ -19,6 +19,7 @@ pub const KERNEL: [&str; loss::COUNT as usize] = {
     names[loss::CALL_ABANDONED as usize] = "call_abandoned";
     names[loss::BLOCK_RING_FULL as usize] = "block_ring_full";
     names[loss::PROCESS_NOT_FOLLOWED as usize] = "process_not_followed";
+    names[loss::BLOCK_MISTAKEN as usize] = "block_mistaken";
     names
 };
 
@@ -70,7 +71,10 @@ pub fn is_expected(cause: &str) -> bool {
 }
 
 /// Losses after which a free of a block may not have been seen.
-pub const OF_BLOCKS: [&str; 1] = [KERNEL[loss::ARGUMENT_UNREADABLE as usize]];
+pub const OF_BLOCKS: [&str; 2] = [
+    KERNEL[loss::ARGUMENT_UNREADABLE as usize],
+    KERNEL[loss::BLOCK_MISTAKEN as usize],
+];
 
 /// What a cause means, in words; `None` for one that this version does not know.
 pub fn meaning(cause: &str) -> Option<&'static str> {
@@ -114,6 +118,10 @@ pub fn meaning(cause: &str) -> Option<&'static str> {
         "block_ring_full" => {
             "allocations and frees in a window came faster than they were read; that window was left out and \
              the next ones are shorter"
+        }
+        "block_mistaken" => {
+            "threads in which a block was not the one that glibc's cache of free ones had foretold; since only one in \
+             256 is checked, up to so many times 256 blocks may count as others, and as never freed"
         }
         "process_not_followed" => {
             "children for which there was no room, or none among the events; they, and their children, are not \

@@ -2,7 +2,7 @@
 
 use crate::{
     capture::schema,
-    loader::{leaves_programs_out, uretprobes_bear_seccomp},
+    loader::{are_sessions_known, leaves_programs_out, uretprobes_bear_seccomp},
     plan::{
         Facts, Families, GoFacts, Plan,
         native::{NativeFacts, NativeObject},
@@ -77,6 +77,7 @@ pub fn native(target: &Target, modules: &mut Modules) -> NativeFacts {
         uretprobes: target
             .allows_uretprobes()
             .and_then(|()| uretprobes_bear_seccomp()),
+        sessions: are_sessions_known(),
     }
 }
 

@@ -8,7 +8,11 @@ use aya::{
     sys::{self, BpfHelper},
 };
 
-use super::{LoadError, probe_set::are_links_known, tracefs};
+use super::{
+    LoadError,
+    probe_set::{are_links_known, are_sessions_known},
+    tracefs,
+};
 use crate::{plan::Tracepoint, privileges};
 
 /// Something that leaktrace needs, and what was found of it.
@@ -67,6 +71,7 @@ pub fn features(tracepoints: &[Tracepoint]) -> Vec<Feature> {
             map("BPF hash maps per CPU", MapType::PerCpuHash),
         ),
         feature("links of many uprobes", user().map(|_| links())),
+        feature("sessions of uprobes", user().map(|_| sessions())),
     ];
     let tracefs = tracefs::ensure_tracefs();
     let mounted = tracefs::place();
@@ -97,6 +102,13 @@ fn links() -> String {
     let without =
         "no: probes are attached one by one, and --max-overhead and --follow-forks are refused";
     let found = if are_links_known() { "yes" } else { without };
+    found.to_owned()
+}
+
+/// Without them tracing costs more.
+fn sessions() -> String {
+    let without = "no: the return of every call of an allocator meets a probe";
+    let found = if are_sessions_known() { "yes" } else { without };
     found.to_owned()
 }
 

@@ -13,6 +13,7 @@ mod probe_set;
 mod registers;
 mod run_stats;
 mod sizes;
+mod thread_pointer;
 mod tracefs;
 mod unwind;
 mod uretprobe;
@@ -48,7 +49,7 @@ pub use self::{
     copies::leaves_programs_out,
     host::{Feature, check_host, features},
     log::KernelLog,
-    probe_set::{Closing, OpenSet, ProbeSet},
+    probe_set::{Closing, OpenSet, ProbeSet, are_sessions_known},
     registers::ThreadRegisters,
     run_stats::{Counted, RunCounter, Runs},
     sizes::MapSizes,
@@ -213,6 +214,11 @@ impl Loaded {
         let sweepgen = refill.map_or(0, |refill| refill.sweepgen);
         let gopc = plan.gopc.unwrap_or(0) as u32;
         let system_call_copies = copies::of_system_calls();
+        // Where it is not known, nothing is foretold by it.
+        let thread_pointer = match plan.malloc {
+            true => thread_pointer::offset().unwrap_or(0),
+            false => 0,
+        };
         let btf = Btf::from_sys_fs().ok();
         let ebpf = EbpfLoader::new()
             .btf(btf.as_ref())
@@ -221,6 +227,7 @@ impl Loaded {
                 false => VerifierLogLevel::DISABLE,
             })
             .override_global(aya_log::LEVEL, &log_level, true)
+            .override_global("THREAD_POINTER", &thread_pointer, true)
             .override_global("TARGET_TGID", &tgid, true)
             .override_global("SYSTEM_CALL_COPIES", &system_call_copies, true)
             .override_global("FOLLOWS_FORKS", &u32::from(sizes.processes > 0), true)

@@ -35,8 +35,15 @@ pub(super) const BPF_LINK_CREATE: libc::c_long = 28;
 const BPF_MAP_TYPE_PROG_ARRAY: u32 = 3;
 const BPF_PROG_TYPE_KPROBE: u32 = 2;
 const BPF_TRACE_UPROBE_MULTI: u32 = 48;
+/// The same for links that are sessions: of each call the program is told when it begins and, if it says so then, when
+/// it returns (Linux 6.13, d920179b3d4842).
+const BPF_TRACE_UPROBE_SESSION: u32 = 57;
 /// A flag of such a link: the probes are uretprobes.
 const BPF_F_UPROBE_MULTI_RETURN: u32 = 1;
+
+/// `BPF_LD | BPF_DW | BPF_IMM` and, in its source register, what says that the number is a map's.
+const LOAD_WORD: u8 = 0x18;
+const BPF_PSEUDO_MAP_FD: u8 = 1;
 
 /// The map that keeps our programs on the stack of their thread (leaktrace-ebpf/src/private_stack.rs). One serves
 /// programs for one kind of link only.
@@ -45,8 +52,8 @@ const NO_PRIVATE_STACK: &str = "NO_PRIVATE_STACK";
 /// The program whose probes are uretprobes.
 const AT_RETURN: &str = "malloc_returned";
 
-/// The program at the beginning of a call that returns.
-const AT_BEGINNING: &str = "malloc_enter";
+/// The program of a session.
+const OF_CALL: &str = "malloc_call";
 
 /// The members of `union bpf_attr` for `BPF_PROG_LOAD`, as far as they are used.
 #[repr(C)]
@@ -99,7 +106,9 @@ pub(super) struct Programs {
     loaded: HashMap<&'static str, Arc<OwnedFd>>,
     instructions: HashMap<String, Vec<bpf_insn>>,
     /// Its number is in the instructions.
-    _no_private_stack: OwnedFd,
+    no_private_stack: OwnedFd,
+    /// The same for the program of a session.
+    no_private_stack_of_session: OwnedFd,
 }
 
 /// Probes that are attached together.
@@ -178,7 +187,8 @@ impl Programs {
         Ok(Self {
             loaded: HashMap::new(),
             instructions: programs.collect(),
-            _no_private_stack: no_private_stack,
+            no_private_stack,
+            no_private_stack_of_session: empty_program_array()?,
         })
     }
 
@@ -193,9 +203,20 @@ impl Programs {
         }
         let instructions = self
             .instructions
-            .get(program)
+            .get_mut(program)
             .ok_or_else(|| LoadError::other("find a program in the BPF object", program))?;
-        let fd = load(program, instructions)
+        if attach_type(program) == BPF_TRACE_UPROBE_SESSION {
+            let (of_links, of_session) = (
+                self.no_private_stack.as_raw_fd(),
+                self.no_private_stack_of_session.as_raw_fd(),
+            );
+            let uses = instructions.iter_mut().filter(|instruction| {
+                (instruction.code, instruction.src_reg(), instruction.imm)
+                    == (LOAD_WORD, BPF_PSEUDO_MAP_FD, of_links)
+            });
+            uses.for_each(|instruction| instruction.imm = of_session);
+        }
+        let fd = load(program, attach_type(program), instructions)
             .map_err(|error| LoadError::other(&format!("load `{program}`"), error))?;
         let fd = Arc::new(fd);
         self.loaded.insert(program, Arc::clone(&fd));
@@ -272,7 +293,7 @@ impl ProbeSet {
         let links = self.groups.iter().map(|group| {
             let attr = LinkAttr {
                 prog_fd: group.loaded.as_raw_fd() as u32,
-                attach_type: BPF_TRACE_UPROBE_MULTI,
+                attach_type: attach_type(group.program),
                 path: group.path.as_ptr() as u64,
                 offsets: group.offsets.as_ptr() as u64,
                 cnt: group.offsets.len() as u32,
@@ -309,15 +330,6 @@ impl OpenSet {
         self.0
     }
 
-    /// Takes them away, and waits until the kernel has done: first those by which a call begins, so that none is
-    /// begun whose return is not seen.
-    pub fn close_in_order(self) {
-        let links = self.0.into_iter();
-        let (beginnings, others) = links.partition(|link| link.program == AT_BEGINNING);
-        Self(beginnings).close().wait();
-        Self(others).close().wait();
-    }
-
     /// Takes them away.
     pub fn close(self) -> Closing {
         let mut closing = Closing::default();
@@ -350,13 +362,20 @@ impl Closing {
     }
 }
 
-fn load(name: &str, instructions: &[bpf_insn]) -> io::Result<OwnedFd> {
+fn attach_type(program: &str) -> u32 {
+    match program {
+        OF_CALL => BPF_TRACE_UPROBE_SESSION,
+        _ => BPF_TRACE_UPROBE_MULTI,
+    }
+}
+
+fn load(name: &str, attach_type: u32, instructions: &[bpf_insn]) -> io::Result<OwnedFd> {
     let mut attr = ProgramAttr {
         prog_type: BPF_PROG_TYPE_KPROBE,
         insn_cnt: instructions.len() as u32,
         insns: instructions.as_ptr() as u64,
         license: c"Dual MIT/GPL".as_ptr() as u64,
-        expected_attach_type: BPF_TRACE_UPROBE_MULTI,
+        expected_attach_type: attach_type,
         ..ProgramAttr::default()
     };
     let name = name.bytes().take(attr.prog_name.len() - 1);
@@ -369,9 +388,19 @@ fn load(name: &str, instructions: &[bpf_insn]) -> io::Result<OwnedFd> {
 }
 
 /// Whether the kernel knows such links, and has each see one process. Before 46ba0e49b642 (Linux 6.10, 6.9.4, 6.6.33)
-/// they saw one thread of it. Both are told from how it refuses: a folder has no code (`EBADF`), and only where they
-/// are mended does a negative id of a process not make sense (`EINVAL`).
+/// they saw one thread of it: only where that is mended does a negative id of a process not make sense (`EINVAL`).
 pub(super) fn are_links_known() -> bool {
+    let refused = |pid| refusal(BPF_TRACE_UPROBE_MULTI, pid);
+    refused(0) == Some(libc::EBADF) && refused(-1) == Some(libc::EINVAL)
+}
+
+/// Whether the kernel knows links that are sessions.
+pub fn are_sessions_known() -> bool {
+    are_links_known() && refusal(BPF_TRACE_UPROBE_SESSION, 0) == Some(libc::EBADF)
+}
+
+/// How the kernel refuses a link to a folder, which has no code: with `EBADF`, if it knows the kind of link.
+fn refusal(attach_type: u32, pid: i32) -> Option<i32> {
     /// `BPF_ALU64 | BPF_MOV | BPF_K` of zero to the first register, `BPF_JMP | BPF_EXIT`.
     const NOTHING: [u8; 2] = [0xb7, 0x95];
     let nothing = NOTHING.map(|code| bpf_insn {
@@ -381,24 +410,19 @@ pub(super) fn are_links_known() -> bool {
         off: 0,
         imm: 0,
     });
-    let Ok(program) = load("nothing", &nothing) else {
-        return false;
-    };
+    let program = load("nothing", attach_type, &nothing).ok()?;
     let offset = 0u64;
-    let refused = |pid: i32| {
-        let attr = LinkAttr {
-            prog_fd: program.as_raw_fd() as u32,
-            attach_type: BPF_TRACE_UPROBE_MULTI,
-            path: c"/".as_ptr() as u64,
-            offsets: &raw const offset as u64,
-            cnt: 1,
-            pid: pid as u32,
-            ..LinkAttr::default()
-        };
-        // SAFETY: as above; there is one offset.
-        unsafe { bpf(BPF_LINK_CREATE, &attr) }.err()?.raw_os_error()
+    let attr = LinkAttr {
+        prog_fd: program.as_raw_fd() as u32,
+        attach_type,
+        path: c"/".as_ptr() as u64,
+        offsets: &raw const offset as u64,
+        cnt: 1,
+        pid: pid as u32,
+        ..LinkAttr::default()
     };
-    refused(0) == Some(libc::EBADF) && refused(-1) == Some(libc::EINVAL)
+    // SAFETY: as above; there is one offset.
+    unsafe { bpf(BPF_LINK_CREATE, &attr) }.err()?.raw_os_error()
 }
 
 fn path_of(probe: &Uprobe, target: &Target) -> Result<CString, LoadError> {

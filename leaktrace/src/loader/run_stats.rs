@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     fs, io,
     os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use aya::sys::{Stats, enable_stats};
@@ -26,11 +26,33 @@ pub struct Runs {
 }
 
 /// Has the kernel count, as long as it lives. It counts for every BPF program of the host then, at two
-/// readings of the clock a run.
+/// readings of the clock a run. Where ours run so often that this shows, it does so for one of [`TURNS`] readings
+/// only, and what came in the others is taken to have come as often, and to have taken as long.
 pub struct RunCounter {
     /// By name, each in all its copies.
     programs: BTreeMap<String, Vec<OwnedFd>>,
-    _enabled: OwnedFd,
+    /// While the kernel counts.
+    enabled: Option<OwnedFd>,
+    /// Readings for which it has not.
+    left_out: u32,
+    sum: Sum,
+    at: Instant,
+}
+
+/// Runs a second from which on not all are counted: counting takes a twentieth of a microsecond, and so half a percent
+/// of a processor.
+const OFTEN: f64 = 100_000.0;
+/// How many readings come to one of those that were counted then.
+const TURNS: u32 = 8;
+
+/// What was counted, and what would have been.
+#[derive(Debug, Default)]
+struct Sum {
+    all: Counted,
+    /// What the kernel had counted at the last reading.
+    kernel: Counted,
+    /// What it counted between two, last, and in how many seconds.
+    last: (Counted, f64),
 }
 
 impl Loaded {
@@ -44,9 +66,14 @@ impl Loaded {
             .map_err(|error| LoadError::other("have the kernel count runs of programs", error))?;
         let mut counter = RunCounter {
             programs: BTreeMap::new(),
-            _enabled: enabled,
+            enabled: Some(enabled),
+            left_out: 0,
+            sum: Sum::default(),
+            at: Instant::now(),
         };
         counter.include(self)?;
+        // From here on: what ran before was another's to count.
+        counter.sum.kernel = counter.counted();
         Ok(counter)
     }
 
@@ -73,7 +100,7 @@ impl Loaded {
     }
 }
 
-/// One reading of what the kernel has counted.
+/// One reading of what the kernel has counted, and of what it would have.
 #[derive(Clone, Debug, Default)]
 pub struct Counted {
     /// The runs of all programs.
@@ -100,8 +127,32 @@ impl RunCounter {
         Ok(())
     }
 
-    /// What has been counted so far.
-    pub fn read(&self) -> Counted {
+    /// What has come so far: counted, or estimated from what was.
+    pub fn read(&mut self) -> Counted {
+        let kernel = self.counted();
+        let now = Instant::now();
+        let seconds = (now - self.at).as_secs_f64();
+        self.at = now;
+        let is_often = self.sum.add(kernel, seconds, self.enabled.is_some());
+        self.left_out = match (is_often, self.left_out) {
+            (true, left_out) if left_out + 1 < TURNS => {
+                self.enabled = None;
+                left_out + 1
+            }
+            _ => {
+                // If it is refused it is tried again next time.
+                self.enabled = self
+                    .enabled
+                    .take()
+                    .or_else(|| enable_stats(Stats::RunTime).ok());
+                0
+            }
+        };
+        self.sum.all.clone()
+    }
+
+    /// What the kernel has counted so far.
+    fn counted(&self) -> Counted {
         let mut counted = Counted::default();
         for (name, copies) in &self.programs {
             let runs = of_copies(copies.iter().map(runs_of));
@@ -116,6 +167,46 @@ impl RunCounter {
             }
         }
         counted
+    }
+}
+
+impl Sum {
+    /// The kernel has come to `kernel` in the last `seconds`, for which it has counted or not. Gives whether the
+    /// programs run often.
+    fn add(&mut self, kernel: Counted, seconds: f64, has_counted: bool) -> bool {
+        // These are always counted.
+        self.all.runs.skipped += kernel.runs.skipped - self.kernel.runs.skipped;
+        if has_counted {
+            self.last = (kernel.since(&self.kernel), seconds);
+        }
+        let (last, of_seconds) = &self.last;
+        let share = seconds / of_seconds.max(1e-3);
+        self.all.runs.count += (last.runs.count as f64 * share) as u64;
+        self.all.runs.time += last.runs.time.mul_f64(share);
+        for (family, cost) in &last.costs {
+            let all = self.all.costs.entry(*family).or_default();
+            all.hits += (cost.hits as f64 * share) as u64;
+            all.time += cost.time.mul_f64(share);
+        }
+        self.kernel = kernel;
+        last.runs.count as f64 > OFTEN * of_seconds
+    }
+}
+
+impl Counted {
+    fn since(&self, before: &Self) -> Self {
+        let costs = self.costs.iter().map(|(family, cost)| {
+            let before = before.costs.get(family).copied().unwrap_or_default();
+            (*family, cost.since(before))
+        });
+        Self {
+            runs: Runs {
+                count: self.runs.count.saturating_sub(before.runs.count),
+                time: self.runs.time.saturating_sub(before.runs.time),
+                skipped: self.runs.skipped.saturating_sub(before.runs.skipped),
+            },
+            costs: costs.collect(),
+        }
     }
 }
 
@@ -154,6 +245,37 @@ fn parse(fdinfo: &str) -> Runs {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn malloc(count: u64) -> Counted {
+        let time = Duration::from_nanos(300 * count);
+        let runs = Runs {
+            count,
+            time,
+            skipped: count / 1000,
+        };
+        let costs = BTreeMap::from([(Family::Malloc, Cost { hits: count, time })]);
+        Counted { runs, costs }
+    }
+
+    #[test]
+    fn what_was_not_counted_is_taken_to_be_as_much() {
+        let mut sum = Sum::default();
+        assert!(!sum.add(malloc(90_000), 1.0, true));
+        assert!(sum.add(malloc(690_000), 2.0, true));
+        // The kernel does not count any more, but what it leaves out.
+        let mut still = malloc(690_000);
+        still.runs.skipped += 5;
+        assert!(sum.add(still.clone(), 0.5, false));
+        assert_eq!(sum.all.runs.count, 840_000);
+        assert_eq!(sum.all.runs.skipped, 695);
+        assert_eq!(sum.all.costs[&Family::Malloc].hits, 840_000);
+        let time = sum.all.costs[&Family::Malloc].time;
+        assert!(time.abs_diff(Duration::from_millis(252)) < Duration::from_micros(1));
+        // It does again, and there is less.
+        still.runs.count += 50_000;
+        assert!(!sum.add(still, 1.0, true));
+        assert_eq!(sum.all.runs.count, 890_000);
+    }
 
     #[test]
     fn the_kernels_count_is_read() {

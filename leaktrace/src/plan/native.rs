@@ -8,6 +8,7 @@
 mod functions;
 mod image;
 mod returns;
+mod thread_cache;
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -27,6 +28,7 @@ use self::{
     functions::{Action, Function},
     image::{Found, Image, near},
     returns::{frees_again, returns},
+    thread_cache::Place,
 };
 use super::{
     Limit, Plan, Uprobe, frame_table,
@@ -53,6 +55,8 @@ pub struct NativeFacts {
     pub objects: Vec<NativeObject>,
     /// Whether a uretprobe may be used; the error says why not.
     pub uretprobes: Result<(), String>,
+    /// Whether a program can say of each call whether it wants to see its return.
+    pub sessions: bool,
 }
 
 /// A file in which a probe stands.
@@ -112,7 +116,7 @@ pub fn probes(native: &NativeFacts) -> (Vec<Uprobe>, Vec<Limit>) {
             if code.hands_on(each, &found) {
                 continue;
             }
-            match code.probes(each, &native.uretprobes) {
+            match code.probes(each, native) {
                 Ok(probes) if each.function.action == Action::Free => frees.extend(probes),
                 Ok(probes) => others.extend(probes),
                 Err(reason) => limits.push(Limit {
@@ -188,11 +192,7 @@ impl Code<'_> {
     }
 
     /// The probes of one function; those at its return first.
-    fn probes(
-        &mut self,
-        found: &Found,
-        uretprobes: &Result<(), String>,
-    ) -> Result<Vec<Uprobe>, String> {
+    fn probes(&mut self, found: &Found, native: &NativeFacts) -> Result<Vec<Uprobe>, String> {
         let code = self
             .image
             .code(found.address, found.size)
@@ -217,7 +217,18 @@ impl Code<'_> {
         };
         call.depth = depth(&place)?;
         call.action |= self.chunks;
-        let mut probes = match (uretprobes, found.function.throws) {
+        let purpose = match found.function.action {
+            Action::Resize { .. } | Action::Expand { .. } => "a block is resized",
+            _ => "a block is allocated",
+        };
+        let mut probes = match (&native.uretprobes, found.function.throws) {
+            // One probe for both ends, if the return address lies on top of the stack.
+            (Ok(()), false) if native.sessions && call.depth == 0 => {
+                call.action |= ALLOCATOR_URETPROBE;
+                call.cache = self.thread_cache(found, code);
+                let probe = self.uprobe("malloc_call", found, &place, purpose, Some(call))?;
+                return Ok(vec![probe]);
+            }
             (Ok(()), false) => {
                 // At the same place if the return address lies on top of the stack there.
                 let entry = match place.frame {
@@ -237,12 +248,32 @@ impl Code<'_> {
             )?,
             (Err(reason), _) => self.returns(found, reason)?,
         };
-        let purpose = match found.function.action {
-            Action::Resize { .. } | Action::Expand { .. } => "a block is resized",
-            _ => "a block is allocated",
-        };
         probes.push(self.uprobe("malloc_enter", found, &place, purpose, Some(call))?);
         Ok(probes)
+    }
+
+    /// How glibc's `malloc` finds its thread's cache, as an [`AllocatorCall`] has it.
+    fn thread_cache(&self, found: &Found, code: &[u8]) -> i64 {
+        if self.chunks == 0 || found.function.name != "malloc" {
+            return 0;
+        }
+        let function = placement::Function::decode(code, found.address).ok();
+        match function.and_then(|function| thread_cache::variable(&function)) {
+            Some(Place::Offset(offset)) => offset,
+            // It is mapped as far from there as in the file.
+            Some(Place::Slot(slot)) => {
+                let mapped = self
+                    .mapped(found.address)
+                    .map_or(vec![], |(_, mapped)| mapped);
+                let moved =
+                    |function: &u64| slot.wrapping_sub(found.address).wrapping_add(*function);
+                mapped
+                    .first()
+                    .map_or(0, |function| moved(function) as i64)
+                    .max(0)
+            }
+            None => 0,
+        }
     }
 
     /// The probe of a function that frees. Where the allocator itself calls it for blocks that the program
@@ -302,6 +333,19 @@ impl Code<'_> {
         places.iter().map(probe).collect()
     }
 
+    /// Where in the file a link-time address lies, and where in the process: the object may be mapped more than
+    /// once.
+    fn mapped(&self, address: u64) -> Result<(u64, Vec<u64>), String> {
+        let start = self.image.file_offset(address);
+        let start = start.ok_or("it lies outside the file's segments")?;
+        let mappings = self.object.mappings.iter();
+        let there = mappings.filter(|(from, to, at)| (*at..at + (to - from)).contains(&start));
+        Ok((
+            start,
+            there.map(|(from, _, at)| from + (start - at)).collect(),
+        ))
+    }
+
     fn uprobe(
         &self,
         program: &'static str,
@@ -314,18 +358,7 @@ impl Code<'_> {
             .image
             .code(found.address, found.size)
             .ok_or("its code is not in the file")?;
-        let start = self
-            .image
-            .file_offset(found.address)
-            .ok_or("it lies outside the file's segments")?;
-        // The object may be mapped more than once.
-        let entries: Vec<u64> = self
-            .object
-            .mappings
-            .iter()
-            .filter(|(from, to, offset)| (*offset..offset + (to - from)).contains(&start))
-            .map(|(from, _, offset)| from + (start - offset))
-            .collect();
+        let (start, entries) = self.mapped(found.address)?;
         let code_address = *entries.first().ok_or("it is not mapped")?;
         let compared = found.size.min(place.offset + MAX_INSTRUCTION) as usize;
         let calls = call.into_iter().flat_map(|call| {
@@ -378,6 +411,7 @@ fn arguments(action: Action) -> (Vec<Register>, Option<AllocatorCall>) {
     let call = |action, size, count: Option<u8>, block| AllocatorCall {
         function: 0,
         depth: 0,
+        cache: 0,
         action,
         size,
         count: count.unwrap_or(NO_ARGUMENT),

@@ -58,6 +58,7 @@ impl LateObjects {
         let NativeFacts {
             mut objects,
             uretprobes,
+            sessions,
         } = planning::native(target, modules);
         objects.retain(|object| self.known.insert(object.open_path.clone()));
         let mut limits = Vec::new();
@@ -65,6 +66,7 @@ impl LateObjects {
             let facts = NativeFacts {
                 objects: vec![object],
                 uretprobes: uretprobes.clone(),
+                sessions,
             };
             let (probes, unseen) = native::probes(&facts);
             limits.extend(unseen.iter().map(|l| limit(&l.what, &l.reason)));

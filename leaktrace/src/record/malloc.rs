@@ -5,6 +5,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use leaktrace_common::WINDOW_LOOK;
+
 use super::{Options, overhead};
 use crate::{
     capture::schema::{Limit, MallocCalls, MallocSampling},
@@ -147,7 +149,20 @@ struct Look {
 }
 
 /// Counts calls for a while; not for longer than it takes to see that they are too many.
-fn look(set: &ProbeSet, target: &Target, budget: f64, kernel: &Kernel) -> Result<Look, LoadError> {
+fn look(
+    set: &ProbeSet,
+    target: &Target,
+    budget: f64,
+    kernel: &mut Kernel,
+) -> Result<Look, LoadError> {
+    kernel.set_malloc_window(WINDOW_LOOK)?;
+    let look = count(set, target, budget, kernel);
+    // A call that is under way is forgotten so: nobody waits for its return when the probes are there for good.
+    kernel.set_malloc_window(0)?;
+    look
+}
+
+fn count(set: &ProbeSet, target: &Target, budget: f64, kernel: &Kernel) -> Result<Look, LoadError> {
     let cpu = target.cpu_time();
     let probes = set.open(target)?;
     let begin = Instant::now();
@@ -168,8 +183,7 @@ fn look(set: &ProbeSet, target: &Target, budget: f64, kernel: &Kernel) -> Result
             break look;
         }
     };
-    // A call without its return would be told as abandoned when the probes are there for good.
-    probes.close_in_order();
+    probes.close().wait();
     Ok(look)
 }
 

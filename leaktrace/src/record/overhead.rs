@@ -69,7 +69,7 @@ impl<'a> Overhead<'a> {
         target: &'a Target,
         loaded: &Loaded,
     ) -> Result<Self, LoadError> {
-        let counter = loaded.count_runs()?;
+        let mut counter = loaded.count_runs()?;
         let counted = counter.read();
         Ok(Self {
             target,
@@ -196,8 +196,8 @@ pub(super) fn refuse_flood(
     loaded: &Loaded,
     target: &Target,
 ) -> Result<(), LoadError> {
-    let counter = loaded.count_runs()?;
-    let of_family = || {
+    let mut counter = loaded.count_runs()?;
+    let mut of_family = || {
         counter
             .read()
             .costs

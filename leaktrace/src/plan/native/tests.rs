@@ -1,5 +1,7 @@
 use std::{fs, path::Path};
 
+use object::{Endianness, Object as _, ObjectSymbol as _, RelocationFlags, read::elf::ElfFile64};
+
 use super::*;
 use crate::go::FoundBy;
 
@@ -15,12 +17,17 @@ fn library(path: &str) -> Option<NativeObject> {
     })
 }
 
-fn plan_for(path: &str, uretprobes: Result<(), String>) -> (Vec<Uprobe>, Vec<Limit>) {
+fn plan_for(
+    path: &str,
+    uretprobes: Result<(), String>,
+    sessions: bool,
+) -> (Vec<Uprobe>, Vec<Limit>) {
     let objects = Vec::from_iter(library(path));
     assert!(!objects.is_empty(), "`{path}` is part of every Debian");
     probes(&NativeFacts {
         objects,
         uretprobes,
+        sessions,
     })
 }
 
@@ -37,7 +44,7 @@ fn of<'a>(
 
 #[test]
 fn the_c_library_is_probed_where_it_is_cheap() {
-    let (probes, limits) = plan_for(LIBC, Ok(()));
+    let (probes, limits) = plan_for(LIBC, Ok(()), false);
     assert_eq!(limits, []);
     // What is freed comes first, or a block could be born before its death can be seen.
     assert_eq!(probes[0].program, "malloc_free");
@@ -74,7 +81,7 @@ fn the_c_library_is_probed_where_it_is_cheap() {
 
 #[test]
 fn without_uretprobes_every_ret_is_probed() {
-    let (probes, limits) = plan_for(LIBC, Err("there is a filter".to_owned()));
+    let (probes, limits) = plan_for(LIBC, Err("there is a filter".to_owned()), true);
     assert_eq!(limits, []);
     // `calloc` may leave it to `memset` to return the block.
     assert!(of(&probes, "malloc_fill", "calloc").count() > 0);
@@ -99,7 +106,7 @@ fn without_uretprobes_every_ret_is_probed() {
 fn what_only_hands_on_is_left_out() {
     let path = "/usr/lib/x86_64-linux-gnu/libstdc++.so.6";
     if Path::new(path).exists() {
-        let (probes, limits) = plan_for(path, Ok(()));
+        let (probes, limits) = plan_for(path, Ok(()), false);
         let names: Vec<_> = probes.iter().map(|probe| probe.function).collect();
         assert!(
             !names.contains(&"_Znwm") && !names.contains(&"_ZdlPv"),
@@ -120,6 +127,38 @@ fn what_is_no_object_file_has_no_probes() {
     let (probes, limits) = probes(&NativeFacts {
         objects: vec![object],
         uretprobes: Ok(()),
+        sessions: true,
     });
     assert_eq!((probes.len(), limits.len()), (0, 0));
+}
+
+#[test]
+fn one_probe_sees_both_ends_of_a_call_where_it_may_leave_the_second_out() {
+    let (probes, limits) = plan_for(LIBC, Ok(()), true);
+    assert_eq!(limits, []);
+    for function in ["malloc", "calloc", "realloc"] {
+        let calls: Vec<_> = of(&probes, "malloc_call", function).collect();
+        assert_eq!(calls.len(), 1, "`{function}`");
+        let [(address, call)] = calls[0].calls[..] else {
+            panic!("{:?}", calls[0]);
+        };
+        assert_eq!(address, calls[0].address);
+        assert_eq!(call.action & ALLOCATOR_URETPROBE, ALLOCATOR_URETPROBE);
+        assert_eq!(of(&probes, "malloc_enter", function).count(), 0);
+        assert_eq!(of(&probes, "malloc_returned", function).count(), 0);
+        // Of no other function is it known which block it will give.
+        assert_eq!(call.cache != 0, function == "malloc", "{call:?}");
+    }
+    // It is found in a slot which the dynamic linker fills with how far a variable lies from the thread pointer.
+    let malloc = of(&probes, "malloc_call", "malloc").next().unwrap();
+    let image = fs::read(LIBC).unwrap();
+    let elf = ElfFile64::<Endianness>::parse(&*image).unwrap();
+    let mut symbols = elf.dynamic_symbols();
+    let symbol = symbols.find(|symbol| symbol.name() == Ok("malloc"));
+    let moved = malloc.calls[0].1.function - symbol.unwrap().address();
+    let mut relocations = elf.dynamic_relocations().unwrap();
+    let slot = relocations.find(|(slot, _)| slot + moved == malloc.calls[0].1.cache as u64);
+    let flags = slot.expect("a slot").1.flags();
+    let r_type = object::elf::R_X86_64_TPOFF64;
+    assert_eq!(flags, RelocationFlags::Elf { r_type });
 }
