@@ -11,7 +11,7 @@ use std::{
 use serde_json::Value;
 
 /// Names of our programs, as far as the kernel keeps them (15 bytes).
-const PROGRAMS: [&str; 14] = [
+const PROGRAMS: [&str; 15] = [
     "enter_call",
     "exit_call",
     "exec",
@@ -22,6 +22,7 @@ const PROGRAMS: [&str; 14] = [
     "go_created",
     "go_exited",
     "malloc_enter",
+    "malloc_call",
     "malloc_returned",
     "malloc_return",
     "malloc_free",

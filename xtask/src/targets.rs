@@ -11,7 +11,7 @@
 //! | `…-nopprof` | `reload`, `pipeline` and `churn` without the sampler: `runtime.MemProfileRate` is 0 |
 //! | `vm`, `rates` | `tests/targets/c/vm.c` and `rates.c` |
 //! | `allocs`, `allocs-static`, `allocs-musl`, `allocs-musl-dynamic` | `tests/targets/native/allocs.c` with glibc, with glibc inside, with musl inside, with musl as a library |
-//! | `sizes`, `pairs`, `turnover`, `surge`, `forks`, `hoard`, `steady` | `tests/targets/native/sizes.c`, and so on |
+//! | `sizes`, `pairs`, `turnover`, `surge`, `forks`, `hoard`, `steady`, `cache` | `tests/targets/native/sizes.c`, and so on |
 //! | `operators`, `libhidden.so` | `tests/targets/native/operators.cpp`, and `hidden.c`: an allocator whose returns cannot be found |
 //! | `rusty` | `tests/targets/rust/rusty`, with jemalloc inside |
 //! | `stacks`, `libplugin.so` | `tests/targets/cpp`: optimized, without frame pointers, stripped; their debug information is in `debug/` |
@@ -229,7 +229,7 @@ const LATE_HEADERS: [&str; 2] = [
     "-idirafter/usr/include/x86_64-linux-gnu",
 ];
 
-const NATIVE: [Native; 15] = [
+const NATIVE: [Native; 16] = [
     Native {
         name: "allocs",
         source: "allocs.c",
@@ -265,6 +265,12 @@ const NATIVE: [Native; 15] = [
         source: "pairs.c",
         compiler: "gcc",
         arguments: &[],
+    },
+    Native {
+        name: "cache",
+        source: "cache.c",
+        compiler: "gcc",
+        arguments: &["-fno-builtin"],
     },
     Native {
         name: "forks",

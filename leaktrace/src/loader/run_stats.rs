@@ -42,6 +42,8 @@ pub struct RunCounter {
 /// Runs a second from which on not all are counted: counting takes a twentieth of a microsecond, and so half a percent
 /// of a processor.
 const OFTEN: f64 = 100_000.0;
+/// In seconds: what a shorter time has seen is not taken for what will come.
+const LONG_ENOUGH: f64 = 0.1;
 /// How many readings come to one of those that were counted then.
 const TURNS: u32 = 8;
 
@@ -180,7 +182,10 @@ impl Sum {
             self.last = (kernel.since(&self.kernel), seconds);
         }
         let (last, of_seconds) = &self.last;
-        let share = seconds / of_seconds.max(1e-3);
+        let share = match has_counted {
+            true => 1.0,
+            false => seconds / of_seconds,
+        };
         self.all.runs.count += (last.runs.count as f64 * share) as u64;
         self.all.runs.time += last.runs.time.mul_f64(share);
         for (family, cost) in &last.costs {
@@ -189,7 +194,7 @@ impl Sum {
             all.time += cost.time.mul_f64(share);
         }
         self.kernel = kernel;
-        last.runs.count as f64 > OFTEN * of_seconds
+        *of_seconds >= LONG_ENOUGH && last.runs.count as f64 > OFTEN * of_seconds
     }
 }
 
