@@ -4,10 +4,10 @@ use aya_ebpf::{bindings::pt_regs, programs::ProbeContext};
 use leaktrace_common::{ALLOCATOR_FREE_AGAIN, MALLOC_FREES};
 
 use crate::{
+    allocation::place_of_return,
     go::registers,
     live,
     loss::Loss,
-    malloc::place_of_return,
     maps::ALLOCATOR_CALLS,
     sampling::{self, count},
     thread::{self, Thread, read},

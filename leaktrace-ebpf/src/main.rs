@@ -32,6 +32,7 @@ mod thread;
 mod foretell;
 mod sampling;
 mod windows;
+mod allocation;
 mod malloc;
 mod free;
 mod native;

@@ -7,7 +7,7 @@ use aya_ebpf::{
     programs::{ProbeContext, RetProbeContext, TracePointContext},
 };
 
-use crate::{followed, free, malloc, thread};
+use crate::{allocation::Return, followed, free, malloc, thread};
 
 /// A native allocator's function begins.
 #[uprobe]
@@ -22,7 +22,7 @@ fn malloc_enter(ctx: ProbeContext) -> u32 {
 extern "C" fn malloc_call(ctx: *mut c_void) -> u32 {
     let mut is_over = 1;
     followed(&ProbeContext::new(ctx), |ctx| {
-        if malloc::try_call(ctx)? == malloc::Return::Needed {
+        if malloc::try_call(ctx)? == Return::Needed {
             is_over = 0;
         }
         Ok(())

@@ -4,7 +4,7 @@ use aya_ebpf::{
     bindings::pt_regs,
     helpers::{bpf_get_current_task_btf, bpf_probe_read_kernel, bpf_task_pt_regs},
 };
-use leaktrace_common::{STACK_TRUNCATED, StackId, StackRecord};
+use leaktrace_common::{STACK_TRUNCATED, StackId};
 
 use crate::{
     loss::{self, Loss},
@@ -25,7 +25,7 @@ pub fn of_system_call(walk: &mut Walk) -> StackId {
     match unsafe { bpf_probe_read_kernel(regs) } {
         Ok(regs) => {
             let id = walk.take_here(regs.rip, regs.rsp, regs.rbp);
-            keep(id, &walk.record)
+            keep(id, walk)
         }
         Err(_) => {
             loss::count(Loss::StackUnreadable);
@@ -50,27 +50,26 @@ pub fn of_call(thread: &mut Thread) -> StackId {
     }
     let sp = thread.place.wrapping_add(8);
     let id = walk.take_from_caller(thread.function, thread.ret, sp, thread.bp);
-    if id.0 == walk.kept {
-        return id;
-    }
-    let id = keep(id, &walk.record);
-    walk.kept = id.0;
-    id
+    keep(id, walk)
 }
 
 #[inline(always)]
-fn keep(id: StackId, record: &StackRecord) -> StackId {
-    if record.flags & STACK_TRUNCATED != 0 {
+fn keep(id: StackId, walk: &mut Walk) -> StackId {
+    if walk.record.flags & STACK_TRUNCATED != 0 {
         loss::count(Loss::StackTruncated);
+    }
+    if id == walk.kept {
+        return id;
     }
     const BPF_NOEXIST: u64 = 1;
     const EEXIST: i32 = -17;
     if STACKS.get_ptr(id).is_none()
-        && let Err(code) = STACKS.insert(id, record, BPF_NOEXIST)
+        && let Err(code) = STACKS.insert(id, &walk.record, BPF_NOEXIST)
         && code != EEXIST
     {
         loss::count(Loss::StackMapFull);
         return StackId(0);
     }
+    walk.kept = id;
     id
 }

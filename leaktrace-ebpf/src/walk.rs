@@ -30,8 +30,8 @@ pub struct Walk {
     rows: [u64; MAX_FRAMES],
     /// The part of the stack that the walk has come to.
     pub copy: StackCopy,
-    /// The id of the last stack, which is kept; zero: it is not.
-    pub kept: u64,
+    /// The last stack that is in the map of all stacks; nobody takes one out.
+    pub kept: StackId,
 }
 
 /// Not known.

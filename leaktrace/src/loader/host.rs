@@ -10,7 +10,7 @@ use aya::{
 
 use super::{
     LoadError,
-    probe_set::{are_links_known, are_sessions_known},
+    links::{are_links_known, are_sessions_known},
     tracefs,
 };
 use crate::{plan::Tracepoint, privileges};

@@ -8,6 +8,7 @@ mod batch;
 mod code;
 mod copies;
 mod host;
+mod links;
 mod log;
 mod probe_set;
 mod registers;
@@ -48,8 +49,9 @@ pub use self::{
     code::check_code,
     copies::leaves_programs_out,
     host::{Feature, check_host, features},
+    links::are_sessions_known,
     log::KernelLog,
-    probe_set::{Closing, OpenSet, ProbeSet, are_sessions_known},
+    probe_set::{Closing, OpenSet, ProbeSet},
     registers::ThreadRegisters,
     run_stats::{Counted, RunCounter, Runs},
     sizes::MapSizes,
@@ -214,11 +216,8 @@ impl Loaded {
         let sweepgen = refill.map_or(0, |refill| refill.sweepgen);
         let gopc = plan.gopc.unwrap_or(0) as u32;
         let system_call_copies = copies::of_system_calls();
-        // Where it is not known, nothing is foretold by it.
-        let thread_pointer = match plan.malloc {
-            true => thread_pointer::offset().unwrap_or(0),
-            false => 0,
-        };
+        let thread_pointer = plan.malloc.then(thread_pointer::offset);
+        let thread_pointer = thread_pointer.flatten().unwrap_or(0);
         let btf = Btf::from_sys_fs().ok();
         let ebpf = EbpfLoader::new()
             .btf(btf.as_ref())

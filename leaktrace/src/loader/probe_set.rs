@@ -8,9 +8,9 @@
 use std::{
     collections::HashMap,
     ffi::CString,
-    fs, io, iter,
+    fs,
     os::{
-        fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
+        fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
         unix::ffi::OsStrExt as _,
     },
     path::Path,
@@ -25,21 +25,12 @@ use aya::{
 use aya_obj::{Object, generated::bpf_insn};
 use nix::libc;
 
-use super::{LoadError, Loaded, OBJECT, check_code, code::check_reached};
+use super::{
+    LoadError, Loaded, OBJECT, check_code,
+    code::check_reached,
+    links::{self, Told, are_links_known},
+};
 use crate::{plan::Uprobe, target::Target};
-
-/// Of `enum bpf_cmd`, `bpf_prog_type` and `bpf_attach_type` (uapi/linux/bpf.h).
-const BPF_MAP_CREATE: libc::c_long = 0;
-const BPF_PROG_LOAD: libc::c_long = 5;
-pub(super) const BPF_LINK_CREATE: libc::c_long = 28;
-const BPF_MAP_TYPE_PROG_ARRAY: u32 = 3;
-const BPF_PROG_TYPE_KPROBE: u32 = 2;
-const BPF_TRACE_UPROBE_MULTI: u32 = 48;
-/// The same for links that are sessions: of each call the program is told when it begins and, if it says so then, when
-/// it returns (Linux 6.13, d920179b3d4842).
-const BPF_TRACE_UPROBE_SESSION: u32 = 57;
-/// A flag of such a link: the probes are uretprobes.
-const BPF_F_UPROBE_MULTI_RETURN: u32 = 1;
 
 /// `BPF_LD | BPF_DW | BPF_IMM` and, in its source register, what says that the number is a map's.
 const LOAD_WORD: u8 = 0x18;
@@ -48,58 +39,6 @@ const BPF_PSEUDO_MAP_FD: u8 = 1;
 /// The map that keeps our programs on the stack of their thread (leaktrace-ebpf/src/private_stack.rs). One serves
 /// programs for one kind of link only.
 const NO_PRIVATE_STACK: &str = "NO_PRIVATE_STACK";
-
-/// The program whose probes are uretprobes.
-const AT_RETURN: &str = "malloc_returned";
-
-/// The program of a session.
-const OF_CALL: &str = "malloc_call";
-
-/// The members of `union bpf_attr` for `BPF_PROG_LOAD`, as far as they are used.
-#[repr(C)]
-#[derive(Default)]
-struct ProgramAttr {
-    prog_type: u32,
-    insn_cnt: u32,
-    insns: u64,
-    license: u64,
-    log_level: u32,
-    log_size: u32,
-    log_buf: u64,
-    kern_version: u32,
-    prog_flags: u32,
-    prog_name: [u8; 16],
-    prog_ifindex: u32,
-    expected_attach_type: u32,
-}
-
-/// The same for `BPF_MAP_CREATE`.
-#[repr(C)]
-struct MapAttr {
-    map_type: u32,
-    key_size: u32,
-    value_size: u32,
-    max_entries: u32,
-    map_flags: u32,
-}
-
-/// The same for `BPF_LINK_CREATE` of such a link.
-#[repr(C)]
-#[derive(Default)]
-struct LinkAttr {
-    prog_fd: u32,
-    target_fd: u32,
-    attach_type: u32,
-    flags: u32,
-    path: u64,
-    offsets: u64,
-    ref_ctr_offsets: u64,
-    cookies: u64,
-    cnt: u32,
-    multi_flags: u32,
-    pid: u32,
-    padding: u32,
-}
 
 /// The programs of the object, for such links.
 pub(super) struct Programs {
@@ -205,7 +144,8 @@ impl Programs {
             .instructions
             .get_mut(program)
             .ok_or_else(|| LoadError::other("find a program in the BPF object", program))?;
-        if attach_type(program) == BPF_TRACE_UPROBE_SESSION {
+        let told = told(program);
+        if told == Told::Calls {
             let (of_links, of_session) = (
                 self.no_private_stack.as_raw_fd(),
                 self.no_private_stack_of_session.as_raw_fd(),
@@ -216,7 +156,7 @@ impl Programs {
             });
             uses.for_each(|instruction| instruction.imm = of_session);
         }
-        let fd = load(program, attach_type(program), instructions)
+        let fd = links::load(program, told, instructions)
             .map_err(|error| LoadError::other(&format!("load `{program}`"), error))?;
         let fd = Arc::new(fd);
         self.loaded.insert(program, Arc::clone(&fd));
@@ -291,21 +231,13 @@ impl ProbeSet {
     /// As of [`ProbeSet::open`].
     pub fn open_in(&self, pid: i32) -> Result<OpenSet, LoadError> {
         let links = self.groups.iter().map(|group| {
-            let attr = LinkAttr {
-                prog_fd: group.loaded.as_raw_fd() as u32,
-                attach_type: attach_type(group.program),
-                path: group.path.as_ptr() as u64,
-                offsets: group.offsets.as_ptr() as u64,
-                cnt: group.offsets.len() as u32,
-                multi_flags: match group.program {
-                    AT_RETURN => BPF_F_UPROBE_MULTI_RETURN,
-                    _ => 0,
-                },
-                pid: pid as u32,
-                ..LinkAttr::default()
-            };
-            // SAFETY: as above; `cnt` offsets are there.
-            let link = unsafe { bpf(BPF_LINK_CREATE, &attr) };
+            let link = links::attach(
+                &group.loaded,
+                told(group.program),
+                &group.path,
+                &group.offsets,
+                pid,
+            );
             // A file that is named by its process goes with that.
             let is_there = || fs::exists(format!("/proc/{pid}/exe")).unwrap_or(false);
             let link = link.map_err(|error| match error.raw_os_error() {
@@ -362,67 +294,16 @@ impl Closing {
     }
 }
 
-fn attach_type(program: &str) -> u32 {
+fn told(program: &str) -> Told {
     match program {
-        OF_CALL => BPF_TRACE_UPROBE_SESSION,
-        _ => BPF_TRACE_UPROBE_MULTI,
+        "malloc_returned" => Told::Returns,
+        "malloc_call" => Told::Calls,
+        _ => Told::Hits,
     }
 }
 
-fn load(name: &str, attach_type: u32, instructions: &[bpf_insn]) -> io::Result<OwnedFd> {
-    let mut attr = ProgramAttr {
-        prog_type: BPF_PROG_TYPE_KPROBE,
-        insn_cnt: instructions.len() as u32,
-        insns: instructions.as_ptr() as u64,
-        license: c"Dual MIT/GPL".as_ptr() as u64,
-        expected_attach_type: attach_type,
-        ..ProgramAttr::default()
-    };
-    let name = name.bytes().take(attr.prog_name.len() - 1);
-    for (to, from) in iter::zip(&mut attr.prog_name, name) {
-        *to = from;
-    }
-    // SAFETY: `attr` is the start of `union bpf_attr`; its pointers lead to live instructions and a
-    // C string.
-    unsafe { bpf(BPF_PROG_LOAD, &attr) }
-}
-
-/// Whether the kernel knows such links, and has each see one process. Before 46ba0e49b642 (Linux 6.10, 6.9.4, 6.6.33)
-/// they saw one thread of it: only where that is mended does a negative id of a process not make sense (`EINVAL`).
-pub(super) fn are_links_known() -> bool {
-    let refused = |pid| refusal(BPF_TRACE_UPROBE_MULTI, pid);
-    refused(0) == Some(libc::EBADF) && refused(-1) == Some(libc::EINVAL)
-}
-
-/// Whether the kernel knows links that are sessions.
-pub fn are_sessions_known() -> bool {
-    are_links_known() && refusal(BPF_TRACE_UPROBE_SESSION, 0) == Some(libc::EBADF)
-}
-
-/// How the kernel refuses a link to a folder, which has no code: with `EBADF`, if it knows the kind of link.
-fn refusal(attach_type: u32, pid: i32) -> Option<i32> {
-    /// `BPF_ALU64 | BPF_MOV | BPF_K` of zero to the first register, `BPF_JMP | BPF_EXIT`.
-    const NOTHING: [u8; 2] = [0xb7, 0x95];
-    let nothing = NOTHING.map(|code| bpf_insn {
-        code,
-        _bitfield_align_1: [],
-        _bitfield_1: bpf_insn::new_bitfield_1(0, 0),
-        off: 0,
-        imm: 0,
-    });
-    let program = load("nothing", attach_type, &nothing).ok()?;
-    let offset = 0u64;
-    let attr = LinkAttr {
-        prog_fd: program.as_raw_fd() as u32,
-        attach_type,
-        path: c"/".as_ptr() as u64,
-        offsets: &raw const offset as u64,
-        cnt: 1,
-        pid: pid as u32,
-        ..LinkAttr::default()
-    };
-    // SAFETY: as above; there is one offset.
-    unsafe { bpf(BPF_LINK_CREATE, &attr) }.err()?.raw_os_error()
+fn empty_program_array() -> Result<OwnedFd, LoadError> {
+    links::empty_program_array().map_err(|error| LoadError::other("make a BPF map", error))
 }
 
 fn path_of(probe: &Uprobe, target: &Target) -> Result<CString, LoadError> {
@@ -446,33 +327,6 @@ fn fd(map: &Map) -> Option<BorrowedFd<'_>> {
         _ => return None,
     };
     Some(data.fd().as_fd())
-}
-
-fn empty_program_array() -> Result<OwnedFd, LoadError> {
-    let attr = MapAttr {
-        map_type: BPF_MAP_TYPE_PROG_ARRAY,
-        key_size: 4,
-        value_size: 4,
-        max_entries: 1,
-        map_flags: 0,
-    };
-    // SAFETY: `attr` is the start of `union bpf_attr`, without pointers.
-    unsafe { bpf(BPF_MAP_CREATE, &attr) }.map_err(|error| LoadError::other("make a BPF map", error))
-}
-
-/// `bpf(2)` for a command that gives a file descriptor.
-///
-/// # Safety
-///
-/// `attr` must be the start of `union bpf_attr` for that command, and its pointers valid.
-pub(super) unsafe fn bpf<T>(command: libc::c_long, attr: &T) -> io::Result<OwnedFd> {
-    // SAFETY: the caller's.
-    let fd = unsafe { libc::syscall(libc::SYS_bpf, command, &raw const *attr, size_of::<T>()) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the kernel has just given it to us, and nobody else has it.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use nix::libc;
 
 use super::{
     LoadError, Loaded,
-    probe_set::{BPF_LINK_CREATE, bpf},
+    links::{BPF_LINK_CREATE, bpf},
     program_error,
 };
 

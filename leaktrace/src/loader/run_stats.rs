@@ -26,7 +26,7 @@ pub struct Runs {
 }
 
 /// Has the kernel count, as long as it lives. It counts for every BPF program of the host then, at two
-/// readings of the clock a run. Where ours run so often that this shows, it does so for one of [`TURNS`] readings
+/// readings of the clock a run. Where ours run so often that this shows, it does so for one of eight readings
 /// only, and what came in the others is taken to have come as often, and to have taken as long.
 pub struct RunCounter {
     /// By name, each in all its copies.
