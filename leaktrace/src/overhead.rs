@@ -69,6 +69,7 @@ impl Family {
         Some(match program {
             "go_sample" | "go_free" => (Self::Go, BREAKPOINT),
             "go_created" | "go_exited" => (Self::Goroutine, BREAKPOINT),
+            // Of both ends of a call, most often of the first.
             "malloc_call" => (Self::Malloc, BREAKPOINT),
             "malloc_returned" => (Self::Malloc, RETURN),
             name if name.starts_with("malloc_") => (Self::Malloc, BREAKPOINT),
