@@ -40,8 +40,8 @@ pub fn of_call(thread: &mut Thread) -> StackId {
     let walk = &mut thread.walk;
     walk.copy.forget();
     if thread.ret == 0 {
-        match walk.copy.pair(thread.place) {
-            Some((ret, _)) => thread.ret = ret,
+        match walk.copy.word(thread.place) {
+            Some(ret) => thread.ret = ret,
             None => {
                 loss::count(Loss::StackUnreadable);
                 return StackId(0);

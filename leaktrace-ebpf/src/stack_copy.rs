@@ -24,6 +24,15 @@ impl StackCopy {
         self.base = 0;
     }
 
+    /// The word at `address`. The one above it need not be readable.
+    #[inline(always)]
+    pub fn word(&mut self, address: u64) -> Option<u64> {
+        match self.pair(address) {
+            Some((word, _)) => Some(word),
+            None => read(address as *const u64),
+        }
+    }
+
     /// The word at `address`, and the one above it.
     #[inline(always)]
     pub fn pair(&mut self, address: u64) -> Option<(u64, u64)> {

@@ -93,8 +93,7 @@ pub fn leave(
     if saved_at != 0 {
         registers.bp = word(cfa.wrapping_add_signed(saved_at))?;
     }
-    let (_, ret) = stack.pair(cfa.wrapping_sub(16)).ok_or(STACK_UNREADABLE)?;
-    Ok(ret)
+    stack.word(cfa.wrapping_sub(8)).ok_or(STACK_UNREADABLE)
 }
 
 /// By the frame pointer: the return address is above the caller's, to which it points.

@@ -143,14 +143,19 @@ impl RunCounter {
             }
             _ => {
                 // If it is refused it is tried again next time.
-                self.enabled = self
-                    .enabled
-                    .take()
-                    .or_else(|| enable_stats(Stats::RunTime).ok());
+                self.count_next();
                 0
             }
         };
         self.sum.all.clone()
+    }
+
+    /// Has the next reading counted: it will not be like the last ones.
+    pub fn count_next(&mut self) {
+        if self.enabled.is_none() {
+            self.enabled = enable_stats(Stats::RunTime).ok();
+        }
+        self.left_out = 0;
     }
 
     /// What the kernel has counted so far.
@@ -177,7 +182,7 @@ impl Sum {
     /// programs run often.
     fn add(&mut self, kernel: Counted, seconds: f64, has_counted: bool) -> bool {
         // These are always counted.
-        self.all.runs.skipped += kernel.runs.skipped - self.kernel.runs.skipped;
+        self.all.runs.skipped += kernel.runs.skipped.saturating_sub(self.kernel.runs.skipped);
         if has_counted {
             self.last = (kernel.since(&self.kernel), seconds);
         }

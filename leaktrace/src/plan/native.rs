@@ -262,15 +262,10 @@ impl Code<'_> {
             Some(Place::Offset(offset)) => offset,
             // It is mapped as far from there as in the file.
             Some(Place::Slot(slot)) => {
-                let mapped = self
-                    .mapped(found.address)
-                    .map_or(vec![], |(_, mapped)| mapped);
-                let moved =
-                    |function: &u64| slot.wrapping_sub(found.address).wrapping_add(*function);
-                mapped
-                    .first()
-                    .map_or(0, |function| moved(function) as i64)
-                    .max(0)
+                let mapped = self.mapped(found.address).ok();
+                let function = mapped.and_then(|(_, mapped)| mapped.first().copied());
+                let moved = |function| slot.wrapping_sub(found.address).wrapping_add(function);
+                function.map_or(0, moved).cast_signed().max(0)
             }
             None => 0,
         }

@@ -151,6 +151,9 @@ impl<'a> Overhead<'a> {
         });
         let used = cpu.saturating_sub(self.cpu);
         let too_dear = self.account.observe(&seen.collect(), used, now - self.at);
+        if too_dear.is_some() {
+            self.counter.count_next();
+        }
         (self.before, self.cpu, self.at) = (costs, cpu, now);
         too_dear
     }
