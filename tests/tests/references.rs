@@ -176,17 +176,23 @@ fn what_turns_over_meanwhile_is_not_lost() {
         "4s",
         "--retention",
     ];
-    let finished = Leaktrace::record(service.pid(), all).wait();
-    assert!(service.is_running(), "the target did not survive");
-    let found = found(&report(&finished));
-    for function in ["turns", "young", "middle", "middle_too", "old"] {
-        let lost = found.get(function).map_or(0, |found| found.lost);
-        assert_eq!(lost, 0, "{function}: {found:?}");
-    }
-    let leaks = &found["leaks"];
-    // The last one is in a variable.
-    assert!(leaks.all > 10 && leaks.lost + 1 >= leaks.all, "{leaks:?}");
-    assert!(found["young"].all > 10, "{found:?}");
+    // The search gives way to other work, and a young block lives for a second or two: that some were there all the
+    // time may take more than one recording.
+    let mut recordings = (0..5).map(|_| {
+        let finished = Leaktrace::record(service.pid(), all).wait();
+        assert!(service.is_running(), "the target did not survive");
+        let found = found(&report(&finished));
+        for function in ["turns", "young", "middle", "middle_too", "old"] {
+            let lost = found.get(function).map_or(0, |found| found.lost);
+            assert_eq!(lost, 0, "{function}: {found:?}");
+        }
+        let leaks = &found["leaks"];
+        // The last one is in a variable.
+        assert!(leaks.all > 10 && leaks.lost + 1 >= leaks.all, "{leaks:?}");
+        println!("{found:?}");
+        found["young"].all
+    });
+    assert!(recordings.any(|young| young > 10));
     assert_nothing_left();
 }
 

@@ -220,13 +220,14 @@ pub(crate) fn unit_tests(counts: &mut Counts) -> Result<()> {
 /// Go services run on the versions of `scope`.
 pub(crate) fn integration_tests(scope: Scope, counts: &mut Counts) -> Result<()> {
     let mut test = cargo(&["test", "--package", "leaktrace-tests", "--no-fail-fast"]);
-    if !is_root() {
-        test.env(
-            "CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER",
-            "sudo --preserve-env",
-        );
-    }
+    // Recordings are ended by each signal, also where what called this ignores some, as nohup and a shell's
+    // background do: what is ignored stays so in whatever is started.
+    let runner = match is_root() {
+        true => "env --default-signal",
+        false => "sudo --preserve-env env --default-signal",
+    };
     test.args(["--", "--test-threads=1"])
+        .env("CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER", runner)
         .env("LEAKTRACE_BIN", workspace::leaktrace())
         .env("LEAKTRACE_TARGETS", workspace::targets())
         .env("LEAKTRACE_GO", go::NEWEST.command()?)
