@@ -92,7 +92,8 @@ static void __attribute__((noinline)) turn(void)
 
 int main(void)
 {
-	static char input[64], line[128];
+	static char input[64], line[128], buffer[256];
+	setvbuf(stdin, buffer, _IOFBF, sizeof buffer); // it would allocate one
 	// Two in the list, so that there is a second.
 	void *first = malloc(100), *second = malloc(100);
 	free(first);
@@ -101,10 +102,8 @@ int main(void)
 	while (write(1, line, length) == length) {
 		char kind[8];
 		unsigned long times;
-		ssize_t got = read(0, input, sizeof input - 1);
-		if (got <= 0)
+		if (!fgets(input, sizeof input, stdin))
 			return 0;
-		input[got] = 0;
 		if (sscanf(input, "%7s %lu", kind, &times) != 2)
 			return 1;
 		is_false = kind[0] == 'f';
