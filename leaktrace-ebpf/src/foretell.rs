@@ -62,7 +62,7 @@ impl Thread {
             return false;
         }
         self.foretold = block;
-        if self.cache.proofs < PROOF || self.cache.proofs % CHECKED == 0 {
+        if self.cache.proofs < PROOF || self.cache.proofs.is_multiple_of(CHECKED) {
             return false;
         }
         self.cache.proofs += 1;

@@ -63,8 +63,9 @@ fn keep(id: StackId, walk: &mut Walk) -> StackId {
     }
     const BPF_NOEXIST: u64 = 1;
     const EEXIST: i32 = -17;
+    let record = &walk.record;
     if STACKS.get_ptr(id).is_none()
-        && let Err(code) = STACKS.insert(id, &walk.record, BPF_NOEXIST)
+        && let Err(code) = STACKS.insert(id, record, BPF_NOEXIST)
         && code != EEXIST
     {
         loss::count(Loss::StackMapFull);

@@ -52,7 +52,7 @@ impl StackCopy {
             self.base = address;
             at = 0;
         }
-        if at % 8 != 0 {
+        if !at.is_multiple_of(8) {
             return read(address as *const (u64, u64));
         }
         let at = (at / 8) as usize;
