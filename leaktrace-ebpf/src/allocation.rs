@@ -127,9 +127,12 @@ pub fn leave<'a>(
     Ok(Some(thread))
 }
 
-/// The call of the thread gives, or has given, its `block`.
+/// The call of a thread gives, or has given, its `block`; or no call gives any.
 #[inline(always)]
-pub fn handed_out(thread: &mut Thread) -> Result<(), Loss> {
+pub fn handed_out(thread: Option<&mut Thread>) -> Result<(), Loss> {
+    let Some(thread) = thread else {
+        return Ok(());
+    };
     count(MALLOC_ALLOCS, 1);
     count(MALLOC_ALLOC_BYTES, thread.size);
     let window = windows::number();

@@ -1,4 +1,4 @@
-//! Which block a call of glibc's `malloc` will give, told where it begins: a probe at its return costs as much again.
+//! Which block a call of glibc's `malloc` will give, told where it begins: a probe at its return is dear.
 //!
 //! Each thread has a cache of free blocks, a list for each size, and `malloc` gives the first of its list if there is
 //! one (glibc 2.26 and later, malloc/malloc.c: `tcache_perthread_struct`, `tcache_get`, `csize2tidx`). Nobody but the
@@ -13,9 +13,10 @@ use aya_ebpf::{
     bindings::pt_regs,
     helpers::{bpf_get_current_task, bpf_probe_read_kernel},
 };
-use leaktrace_common::AllocatorCall;
+use leaktrace_common::{ALLOCATOR_CHUNKS, AllocatorCall};
 
 use crate::{
+    allocation::place_of_return,
     loss::{self, Loss},
     thread::{Thread, read},
 };
@@ -69,8 +70,8 @@ impl Thread {
         self.block = block;
         self.size = size;
         self.function = call.function;
-        self.has_chunks = 1;
-        self.place = regs.rsp.wrapping_add(u64::from(call.depth));
+        self.has_chunks = u64::from(call.action & ALLOCATOR_CHUNKS);
+        self.place = place_of_return(regs, call);
         self.ret = 0;
         self.bp = regs.rbp;
         true

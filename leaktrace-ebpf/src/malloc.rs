@@ -35,10 +35,7 @@ pub fn try_enter(ctx: &ProbeContext) -> Result<(), Loss> {
 pub fn try_returned(ctx: &RetProbeContext) -> Result<(), Loss> {
     // SAFETY: the context of a uretprobe program is the target's registers.
     let regs = unsafe { &*ctx.regs };
-    match returned(regs)? {
-        Some(thread) => handed_out(thread),
-        None => Ok(()),
-    }
+    handed_out(returned(regs)?)
 }
 
 /// An allocator's function begins, or has returned: both are told to one program, which says at the beginning
@@ -57,9 +54,7 @@ pub fn try_call(ctx: &ProbeContext) -> Result<Return, Loss> {
         }
         None => returned(regs)?,
     };
-    if let Some(thread) = thread {
-        handed_out(thread)?;
-    }
+    handed_out(thread)?;
     Ok(Return::Unneeded)
 }
 
@@ -89,10 +84,7 @@ pub fn try_fill(ctx: &ProbeContext) -> Result<(), Loss> {
 fn leave_here(regs: &pt_regs, result: u64) -> Result<(), Loss> {
     match thread::known() {
         Some(thread) if thread.sp == regs.rsp && thread.by_uretprobe == 0 => {
-            match leave(regs, regs.rsp, read(regs.rsp)?, result)? {
-                Some(thread) => handed_out(thread),
-                None => Ok(()),
-            }
+            handed_out(leave(regs, regs.rsp, read(regs.rsp)?, result)?)
         }
         _ => Ok(()),
     }

@@ -4,6 +4,7 @@ use std::{
     ffi::CStr,
     io, iter,
     os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+    sync::OnceLock,
 };
 
 use aya_obj::generated::bpf_insn;
@@ -145,14 +146,18 @@ pub(super) fn empty_program_array() -> io::Result<OwnedFd> {
 
 /// Whether the kernel knows such links, and has each see one process. Before 46ba0e49b642 (Linux 6.10, 6.9.4, 6.6.33)
 /// they saw one thread of it: only where that is mended does a negative id of a process not make sense (`EINVAL`).
+/// Asked once in a run.
 pub(super) fn are_links_known() -> bool {
-    refusal(Told::Hits, 0) == Some(libc::EBADF) && refusal(Told::Hits, -1) == Some(libc::EINVAL)
+    static KNOWN: OnceLock<bool> = OnceLock::new();
+    let refused = |pid| refusal(Told::Hits, pid);
+    *KNOWN.get_or_init(|| refused(0) == Some(libc::EBADF) && refused(-1) == Some(libc::EINVAL))
 }
 
 /// Whether the kernel knows links that are sessions: whose program says of each call whether it is to be told of the
-/// return.
+/// return. Asked once in a run.
 pub fn are_sessions_known() -> bool {
-    are_links_known() && refusal(Told::Calls, 0) == Some(libc::EBADF)
+    static KNOWN: OnceLock<bool> = OnceLock::new();
+    *KNOWN.get_or_init(|| are_links_known() && refusal(Told::Calls, 0) == Some(libc::EBADF))
 }
 
 /// How the kernel refuses a link to a folder, which has no code: with `EBADF`, if it knows the kind of link.

@@ -216,7 +216,7 @@ impl Loaded {
         let sweepgen = refill.map_or(0, |refill| refill.sweepgen);
         let gopc = plan.gopc.unwrap_or(0) as u32;
         let system_call_copies = copies::of_system_calls();
-        let thread_pointer = plan.malloc.then(thread_pointer::offset);
+        let thread_pointer = (plan.malloc && are_sessions_known()).then(thread_pointer::offset);
         let thread_pointer = thread_pointer.flatten().unwrap_or(0);
         let btf = Btf::from_sys_fs().ok();
         let ebpf = EbpfLoader::new()

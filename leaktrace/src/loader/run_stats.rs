@@ -136,21 +136,16 @@ impl RunCounter {
         let seconds = (now - self.at).as_secs_f64();
         self.at = now;
         let is_often = self.sum.add(kernel, seconds, self.enabled.is_some());
-        self.left_out = match (is_often, self.left_out) {
-            (true, left_out) if left_out + 1 < TURNS => {
-                self.enabled = None;
-                left_out + 1
-            }
-            _ => {
-                // If it is refused it is tried again next time.
-                self.count_next();
-                0
-            }
-        };
+        if is_often && self.left_out + 1 < TURNS {
+            self.enabled = None;
+            self.left_out += 1;
+        } else {
+            self.count_next();
+        }
         self.sum.all.clone()
     }
 
-    /// Has the next reading counted: it will not be like the last ones.
+    /// Has the next reading counted: it will not be like the last ones. If that is refused it is tried again then.
     pub fn count_next(&mut self) {
         if self.enabled.is_none() {
             self.enabled = enable_stats(Stats::RunTime).ok();

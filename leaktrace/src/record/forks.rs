@@ -5,7 +5,6 @@
 
 use std::{collections::BTreeMap, io, os::fd::OwnedFd};
 
-use leaktrace_common::WINDOW_LOOK;
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     io::Errno,
@@ -72,14 +71,12 @@ impl Forks {
         target: &Target,
     ) -> Result<Self, LoadError> {
         let mut set = ProbeSet::default();
-        // Whether the kernel can do that shows only when it does. What calls are under way then is forgotten.
-        kernel.set_malloc_window(WINDOW_LOOK)?;
+        // Whether the kernel can do that shows only when it does.
         set.add(probes, loaded, target)
-            .and_then(|()| set.open(target))
-            .map_err(|error| error.without_probe_sets("--follow-forks needs Linux 6.10"))?
-            .close()
-            .wait();
-        kernel.set_malloc_window(0)?;
+            .and_then(|()| {
+                kernel.while_looking(|_| set.open(target).map(|open| open.close().wait()))
+            })
+            .map_err(|error| error.without_probe_sets("--follow-forks needs Linux 6.10"))?;
         allow_more_files(processes);
         kernel.follow_forks(processes)?;
         loaded.attach_to_tracepoints(&[Tracepoint {

@@ -5,8 +5,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use leaktrace_common::WINDOW_LOOK;
-
 use super::{Options, overhead};
 use crate::{
     capture::schema::{Limit, MallocCalls, MallocSampling},
@@ -86,7 +84,7 @@ pub(super) fn begin(
         let mut set = ProbeSet::default();
         let look = set
             .add(probes, loaded, target)
-            .and_then(|()| look(&set, target, budget, kernel));
+            .and_then(|()| kernel.while_looking(|kernel| look(&set, target, budget, kernel)));
         match look {
             Ok(look) if look.cost > budget * look.busy => {
                 return Ok(Begun {
@@ -149,20 +147,7 @@ struct Look {
 }
 
 /// Counts calls for a while; not for longer than it takes to see that they are too many.
-fn look(
-    set: &ProbeSet,
-    target: &Target,
-    budget: f64,
-    kernel: &mut Kernel,
-) -> Result<Look, LoadError> {
-    kernel.set_malloc_window(WINDOW_LOOK)?;
-    let look = count(set, target, budget, kernel);
-    // A call that is under way is forgotten so: nobody waits for its return when the probes are there for good.
-    kernel.set_malloc_window(0)?;
-    look
-}
-
-fn count(set: &ProbeSet, target: &Target, budget: f64, kernel: &Kernel) -> Result<Look, LoadError> {
+fn look(set: &ProbeSet, target: &Target, budget: f64, kernel: &Kernel) -> Result<Look, LoadError> {
     let cpu = target.cpu_time();
     let probes = set.open(target)?;
     let begin = Instant::now();

@@ -73,10 +73,7 @@ impl Terminal {
         let terminal = pts.as_fd().try_clone_to_owned().expect("a descriptor");
         let before = tcgetattr(&terminal).expect("a terminal's settings");
         let folder = TempDir::new().expect("a temporary folder");
-        // A terminal's own programs ignore no signal, whatever the tests were started by (`nohup`).
-        let child = Command::new("env")
-            .arg("--default-signal")
-            .arg(super::leaktrace_binary())
+        let child = Command::new(super::leaktrace_binary())
             .args(args)
             .current_dir(folder.path())
             .env("TERM", "xterm-256color")

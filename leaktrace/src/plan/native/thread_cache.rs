@@ -83,11 +83,9 @@ fn step(instruction: &Instruction, info: &mut InstructionInfoFactory, known: &mu
         FlowControl::Call | FlowControl::IndirectCall
     );
     if calls {
-        // Whatever the called function may change.
-        let kept = [Register::RBX, Register::RBP, Register::R12, Register::R13];
-        known.retain(|register, _| {
-            kept.contains(register) || [Register::R14, Register::R15].contains(register)
-        });
+        // The called function may change the others.
+        use Register::{R12, R13, R14, R15, RBP, RBX};
+        known.retain(|register, _| [RBX, RBP, R12, R13, R14, R15].contains(register));
     }
     for used in info.info(instruction).used_registers() {
         if !matches!(used.access(), OpAccess::Read | OpAccess::CondRead) {
