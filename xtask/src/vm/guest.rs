@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 
 use super::{kernels::Kernel, say, tests::List};
@@ -101,6 +101,16 @@ fn boot(kernel: &Kernel, initramfs: &Path, list: &List, log: &Path) -> Result<Sa
 }
 
 impl Said {
+    /// What the tests that failed said: the log is on a machine that may be gone when somebody reads of it.
+    fn show_failures(&self) {
+        for part in self.text.split("\nfailures:\n").skip(1) {
+            // libtest says them twice: with what they said, and as a list.
+            if part.trim_start().starts_with("----") {
+                eprintln!("{}", part.trim());
+            }
+        }
+    }
+
     fn judge(self, kernel: &str, list: &List) -> Result<Ran> {
         let up = self.up.context("it did not come up")?;
         let mut counts = Counts::default();
@@ -113,7 +123,10 @@ impl Said {
                 bad.push(line);
             }
         }
-        ensure!(bad.is_empty(), "{}", bad.join("; "));
+        if !bad.is_empty() {
+            self.show_failures();
+            bail!("{}", bad.join("; "));
+        }
         ensure!(
             self.text.contains("\nvm: ends\n"),
             "it did not get to its end"
