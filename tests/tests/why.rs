@@ -237,6 +237,31 @@ fn so_it_is_of_stripped_programs() {
     }
 }
 
+/// The paths to the nodes of a list have a million hops, and every one is looked for.
+#[test]
+fn a_list_is_followed_to_its_end() {
+    const NODES: f64 = 1e6;
+    for version in versions() {
+        let mut service = Service::start(&format!("objects-{version}"), [""; 0]);
+        service.line();
+        service.say(&NODES.to_string());
+        service.line();
+        let why = why(service.pid(), &["--function", "main.allocate"]);
+        let site = find(&why, "main.allocate");
+        for not_held in ["moved", "unchecked", "unreached"] {
+            assert_eq!(site[not_held]["samples"], 0, "{not_held} {site:#}");
+        }
+        let holder = &site["holders"][0];
+        is_variable(holder, "main.kept", false);
+        let hops = hops(holder);
+        let times = |hop: usize, bound: usize| hops[hop]["times"][bound].as_f64().unwrap();
+        assert_eq!((times(0, 0), times(2, 1)), (32.0, 32.0), "{holder:#}");
+        // As many as there are between the ends of the path to one of the last nodes.
+        let most = times(1, 1);
+        assert!(most > 0.99 * NODES && most < NODES, "{holder:#}");
+    }
+}
+
 /// The goroutines that keep most of the site's bytes.
 fn story(target: &str, site: &str, objects: f64) -> (Service, Value) {
     let limit = format!("-leak-limit-bytes={}", 24 << 20);

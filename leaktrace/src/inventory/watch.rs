@@ -85,6 +85,11 @@ impl Watch {
     /// So many more have been looked at. Comes back when the search may go on.
     pub(super) fn add(&self, bytes: u64) {
         self.done.fetch_add(bytes, Relaxed);
+        self.pause();
+    }
+
+    /// Comes back when the search may go on.
+    pub(super) fn pause(&self) {
         let pause = self.pace.as_ref().and_then(|pace| {
             let mut pace = pace.lock().unwrap_or_else(PoisonError::into_inner);
             pace.pause(Instant::now(), used())

@@ -72,11 +72,17 @@ impl Search<'_> {
                     ranked.choose(self.options, self.heap, self.symbolizer, is_held)?
                 }
             };
-            let figures = holders.figures();
+            let mut figures = holders.figures();
             let forgotten = forgotten.get_or_insert_with(|| holders.forgotten());
             let memory = self.options.max_memory.saturating_sub(figures.memory_bytes);
-            let mut paths =
-                Paths::check(&*holders, self.roots, self.types, objects(&sites), memory);
+            let mut paths = Paths::check(
+                &*holders,
+                (self.roots, self.types),
+                objects(&sites),
+                memory,
+                self.watch,
+            );
+            figures.is_cut |= paths.is_cut();
             let fates: Vec<Fate> = objects(&sites).map(|object| paths.fate(object)).collect();
             let not_there: Vec<_> = paths.not_there().collect();
             searches += 1;

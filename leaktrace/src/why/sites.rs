@@ -98,7 +98,8 @@ pub(super) fn whole(heap: &Heap) -> Site {
         at -= span.bytes;
     }
     // Many places have no object.
-    let empty = heap.empty(&samples.iter().map(|(object, _)| *object).collect());
+    let objects: Vec<Object> = samples.iter().map(|(object, _)| *object).collect();
+    let empty = heap.empty(&objects);
     samples.retain(|(object, _)| !empty.contains(object));
     Site {
         rank: 0,

@@ -315,6 +315,7 @@ impl<'a> Back<'a> {
                 bytes += len as u64;
             }
             heap.memory.read_each_into(&ranges, &mut read);
+            self.types.iter().for_each(|types| types.anew());
             for (index, (span, (address, len))) in batch.iter().zip(&ranges).enumerate() {
                 match read.get(index) {
                     Some(bytes) => {

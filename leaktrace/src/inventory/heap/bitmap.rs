@@ -1,8 +1,8 @@
 //! The bitmap of pointers that each arena had before Go 1.22 (runtime/mbitmap.go, Go 1.19 and 1.21).
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 
-use super::{ARENA_BYTES, Heap, Object};
+use super::{ARENA_BYTES, Heap, Object, near::Near};
 
 /// Address of the first arena (runtime/malloc.go, `arenaBaseOffset`, linux/amd64).
 const ARENA_BASE: u64 = 0xffff_8000_0000_0000;
@@ -17,6 +17,10 @@ pub(super) struct Bitmap {
     no_more_pointers: Option<u64>,
     /// What is known of the object that was asked about last.
     last: Cell<Option<Prefix>>,
+    /// The number of the arena that was asked about last, and its address.
+    last_arena: Cell<(u64, u64)>,
+    /// Parts of it.
+    parts: RefCell<Near>,
 }
 
 /// The beginning of an object.
@@ -41,7 +45,15 @@ impl Bitmap {
             // One table on the first level (`arenaL1Bits` is 0).
             arenas: heap.memory.read_u64(table).ok()?,
             last: Cell::default(),
+            last_arena: Cell::default(),
+            parts: RefCell::default(),
         })
+    }
+
+    /// From here on it is read anew.
+    pub(super) fn anew(&self) {
+        self.last.set(None);
+        self.parts.borrow_mut().forget();
     }
 
     /// Whether the collector takes the word at `offset` of an object for a pointer.
@@ -54,10 +66,9 @@ impl Bitmap {
             // Also whether to look further: the first word beyond the pointers has neither.
             None => (4, 0x11),
         };
-        let mut bits = [0];
         let at = arena + self.bitmap + index / words_a_byte;
-        heap.memory.read(at, &mut bits).ok()?;
-        let is_pointer = bits[0] >> (index % words_a_byte) & pointer == pointer;
+        let bits = self.parts.borrow_mut().read(&heap.memory, at, 1)?[0];
+        let is_pointer = bits >> (index % words_a_byte) & pointer == pointer;
         Some(is_pointer && self.gets_to(heap, object, address)?)
     }
 
@@ -102,9 +113,10 @@ impl Bitmap {
         };
         let arena = self.arena(heap, from * bytes)?;
         let index = from % (ARENA_BYTES / bytes);
-        let mut marks = vec![0; ((index + to - from).div_ceil(a_byte) - index / a_byte) as usize];
+        let len = ((index + to - from).div_ceil(a_byte) - index / a_byte) as usize;
         let at = arena + at + index / a_byte;
-        heap.memory.read(at, &mut marks).ok()?;
+        let mut parts = self.parts.borrow_mut();
+        let marks = parts.read(&heap.memory, at, len)?;
         let is_end = |unit: &u64| {
             let bit = index % a_byte + unit - from;
             let byte = marks[(bit / a_byte) as usize];
@@ -116,9 +128,15 @@ impl Bitmap {
         Some((from..to).find(is_end))
     }
 
-    /// Address of the `heapArena` in which an address is.
+    /// Address of the `heapArena` in which an address is: once made it stays.
     fn arena(&self, heap: &Heap, address: u64) -> Option<u64> {
         let number = address.wrapping_sub(ARENA_BASE) / ARENA_BYTES;
-        heap.memory.read_u64(self.arenas + 8 * number).ok()
+        let (last, at) = self.last_arena.get();
+        if at != 0 && last == number {
+            return Some(at);
+        }
+        let at = heap.memory.read_u64(self.arenas + 8 * number).ok()?;
+        self.last_arena.set((number, at));
+        Some(at)
     }
 }

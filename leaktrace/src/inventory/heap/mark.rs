@@ -18,7 +18,8 @@ use std::{
 };
 
 use super::{
-    Figures, Heap, Holder, Holders, Object, Reference, Root, Roots, Types, types::pointers_in, word,
+    Figures, Heap, Holder, Holders, Object, Reference, Root, Roots, Types, near::Near,
+    types::pointers_in, word,
 };
 use crate::{inventory::Watch, target::Ranges};
 
@@ -29,6 +30,10 @@ const IS_ROOT: u32 = 1 << 31;
 const BATCH: u64 = 1 << 20;
 /// Objects larger than this are read in pieces.
 const PIECE: u64 = 256 << 10;
+/// So few are read one by one.
+const FEW: usize = 8;
+/// Bytes between two looks at how fast it may go.
+const STEP: u64 = 64 << 10;
 /// Entries of a chunk of the table.
 const CHUNK: usize = 1 << 16;
 /// Roots kept; each is 16 bytes.
@@ -58,6 +63,9 @@ pub struct Mark<'a> {
     /// By span: whether any of `wanted` is in it.
     has_wanted: Vec<bool>,
     batch: Batch,
+    near: Near,
+    /// Bytes looked at that `watch` does not know of yet.
+    untold: u64,
     figures: Figures,
     is_full: bool,
 }
@@ -170,6 +178,8 @@ impl<'a> Mark<'a> {
             not,
             has_wanted,
             batch: Batch::default(),
+            near: Near::default(),
+            untold: 0,
             figures: Figures::default(),
             is_full: false,
         }
@@ -363,7 +373,12 @@ impl<'a> Mark<'a> {
                     }
                 }
                 self.look();
-                self.watch.add(bytes);
+                self.untold += bytes;
+                if self.untold >= STEP {
+                    self.watch.add(std::mem::take(&mut self.untold));
+                    // It may have waited.
+                    self.near.forget();
+                }
             }
         }
     }
@@ -389,12 +404,21 @@ impl<'a> Mark<'a> {
     }
 
     fn look(&mut self) {
-        let mut batch = std::mem::take(&mut self.batch);
-        self.heap
-            .memory
-            .read_each_into(&batch.ranges, &mut batch.read);
-        for (index, (number, (_, len))) in batch.numbers.iter().zip(&batch.ranges).enumerate() {
-            let Some(bytes) = batch.read.get(index) else {
+        let (mut batch, mut near) = (
+            std::mem::take(&mut self.batch),
+            std::mem::take(&mut self.near),
+        );
+        let memory = &self.heap.memory;
+        let are_few = batch.ranges.len() <= FEW;
+        if !are_few {
+            memory.read_each_into(&batch.ranges, &mut batch.read);
+        }
+        for (index, (number, (at, len))) in batch.numbers.iter().zip(&batch.ranges).enumerate() {
+            let bytes = match are_few {
+                true => near.read(memory, *at, *len),
+                false => batch.read.get(index),
+            };
+            let Some(bytes) = bytes else {
                 self.figures.unread_bytes += *len as u64;
                 continue;
             };
@@ -408,7 +432,7 @@ impl<'a> Mark<'a> {
                 }
             }
         }
-        self.batch = batch;
+        (self.batch, self.near) = (batch, near);
     }
 }
 
@@ -440,7 +464,7 @@ impl Holders for Marked<'_> {
                 let root = self.roots.get((entry & !IS_ROOT) as usize)?;
                 Some(Holder::Root(*root))
             }
-            entry => Some(Holder::Object(self.heap.numbered(entry - 1))),
+            entry => Some(Holder::Object(self.heap.numbered_near(entry - 1, object))),
         }
     }
 }

@@ -6,11 +6,13 @@
 //!
 //! Source of what is known of spans: runtime/mheap.go, `mspan`, Go 1.19 to 1.27.
 
+mod again;
 mod back;
 mod bitmap;
 mod finalizers;
 mod holders;
 mod mark;
+mod near;
 mod paths;
 mod roots;
 mod samples;
@@ -359,7 +361,7 @@ mod tests {
     const PROGRAM: &str = "package main\n\nfunc main() { println() }\n";
 
     /// A heap of these spans: start, pages, size of an object, whether they have no pointers.
-    fn heap(spans: &[(u64, u64, u64, bool)]) -> Heap {
+    pub(super) fn heap(spans: &[(u64, u64, u64, bool)]) -> Heap {
         let toolchain = testing::toolchains().pop().unwrap();
         let path = testing::build(&toolchain, Mode::all()[0], PROGRAM);
         let bytes = std::fs::read(path).unwrap();

@@ -1,12 +1,19 @@
 //! Paths from roots to objects, read off the table and then checked: every edge is looked for in memory
 //! once more, and every object on the way must still be one. A path that does not hold is not shown.
+//!
+//! Edges near the ends of a path are kept, since they are shown. Of those between, of which a long list has millions, a
+//! bit says that they have been looked for, and those that do not hold are noted.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{HashMap, HashSet, VecDeque},
     iter,
 };
 
-use super::{Holder, Holders, Object, Reference, Root, Roots, Types, word};
+use super::{
+    Holder, Holders, Object, Reference, Root, Roots, Types,
+    again::{Between, Found, look_again},
+};
+use crate::inventory::Watch;
 
 /// Bytes that an edge takes, with all that is noted of it.
 const EDGE_BYTES: u64 = 320;
@@ -15,8 +22,12 @@ const MAX_EDGES: u64 = 1 << 20;
 const MIN_EDGES: u64 = 1 << 15;
 /// Hops kept at each end of a path.
 const HOPS_AT_ENDS: usize = 32;
-/// Objects are read in pieces of so many bytes.
-const PIECE: u64 = 1 << 20;
+/// Edges looked for at a time.
+const BATCH: usize = 1 << 16;
+/// So many more between the ends are looked for after somebody has said that it is enough.
+const ENOUGH: u64 = 1 << 20;
+/// Of one in so many objects between the ends it is noted whether the path to it holds.
+const MILESTONE: u32 = 1 << 10;
 
 /// An object on a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,10 +74,20 @@ pub enum Fate {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Verdict {
     /// It does: the root, how many hops there are, and the last of those that are near the root.
-    Held(Root, u32, Object),
+    Held(Root, u64, Object),
     Moved,
     Unreached,
     TooMany,
+}
+
+/// Where on a path an edge is.
+enum Place {
+    /// Near an end.
+    Kept,
+    /// Near none.
+    Between,
+    /// It was not taken in.
+    Unknown,
 }
 
 /// An edge: what refers to an object.
@@ -77,77 +98,247 @@ struct Edge {
     found: Option<(u64, u64)>,
     is_pointer: Option<bool>,
     first_word: Option<u64>,
-    /// Whether the path to here holds, once that is known.
-    verdict: Option<Verdict>,
 }
 
 /// Checked paths to some objects.
 pub struct Paths<'a> {
     holders: &'a dyn Holders,
+    types: Option<&'a Types<'a>>,
+    watch: &'a Watch,
     max_edges: usize,
+    /// Edges near an end, by the object to which they lead; and the objects that have numbers.
     edges: HashMap<Object, Edge>,
-    /// Objects of paths that are not where they were.
+    kept: Bits,
+    /// Objects to which edges lead that are near no end, how many, and those edges that were not looked for yet.
+    between: Bits,
+    count: u64,
+    pending: Vec<Between>,
+    /// Those that do not hold.
+    broken: HashSet<Object>,
+    /// What is known of paths to some objects on the way.
+    known: HashMap<Object, Verdict>,
+    /// Objects asked for that are none any more.
     gone: HashSet<Object>,
+    is_cut: bool,
+}
+
+/// A bit for each object that has a number.
+struct Bits(Vec<u64>);
+
+impl Bits {
+    fn new(len: u64) -> Self {
+        Self(vec![0; len.div_ceil(64) as usize])
+    }
+
+    #[inline]
+    fn get(&self, number: u32) -> bool {
+        self.0[number as usize / 64] >> (number % 64) & 1 == 1
+    }
+
+    fn set(&mut self, number: u32, is_set: bool) {
+        let bit = 1 << (number % 64);
+        match is_set {
+            true => self.0[number as usize / 64] |= bit,
+            false => self.0[number as usize / 64] &= !bit,
+        }
+    }
 }
 
 impl<'a> Paths<'a> {
     /// Reads the paths to `targets` off the table and checks them, within `memory` bytes or ten
-    /// megabytes.
+    /// megabytes. If `watch` has been told that it is enough, not all of long ones are followed.
     pub fn check(
         holders: &'a dyn Holders,
-        roots: &Roots<'_>,
-        types: Option<&Types<'_>>,
+        (roots, types): (&Roots<'_>, Option<&'a Types<'a>>),
         targets: impl IntoIterator<Item = Object>,
         memory: u64,
+        watch: &'a Watch,
     ) -> Self {
-        let mut paths = Self {
+        let mut paths = Self::new(holders, types, memory, watch);
+        let targets: Vec<Object> = targets.into_iter().collect();
+        for target in &targets {
+            paths.collect(*target);
+        }
+        paths.look_between();
+        paths.look_from_objects();
+        paths.look_from_roots(roots);
+        paths.gone = holders.heap().empty(&targets);
+        paths
+    }
+
+    fn new(
+        holders: &'a dyn Holders,
+        types: Option<&'a Types<'a>>,
+        memory: u64,
+        watch: &'a Watch,
+    ) -> Self {
+        let objects = holders.heap().objects();
+        Self {
             holders,
+            types,
+            watch,
             max_edges: (memory / EDGE_BYTES).clamp(MIN_EDGES, MAX_EDGES) as usize,
             edges: HashMap::new(),
+            kept: Bits::new(objects),
+            between: Bits::new(objects),
+            count: 0,
+            pending: Vec::new(),
+            broken: HashSet::new(),
+            known: HashMap::new(),
             gone: HashSet::new(),
-        };
-        let mut all = HashSet::new();
-        for target in targets {
-            all.insert(target);
-            paths.collect(target);
+            is_cut: false,
         }
-        all.extend(paths.edges.keys());
-        paths.look_again(roots, types);
-        paths.gone = holders.heap().empty(&all);
-        paths
+    }
+
+    /// Whether it ended before all was looked for.
+    pub fn is_cut(&self) -> bool {
+        self.is_cut
     }
 
     /// Takes in the edges of one path.
     fn collect(&mut self, target: Object) {
-        let mut object = target;
-        while self.edges.len() < self.max_edges && !self.edges.contains_key(&object) {
+        // The last ones: whether they are near the root is not known yet.
+        let mut way: VecDeque<(Object, Holder)> = VecDeque::new();
+        let (mut object, mut hops) = (target, 0);
+        while self.has_room() {
+            let is_near = hops < HOPS_AT_ENDS;
+            match self.place(object) {
+                Place::Kept if !is_near => break,
+                Place::Between if !is_near => {
+                    way.drain(..).for_each(|edge| self.pass(edge));
+                    break;
+                }
+                _ => {}
+            }
             let Some(holder) = self.holders.holder(object) else {
-                return;
+                break;
             };
-            let edge = Edge {
-                holder,
-                found: None,
-                is_pointer: None,
-                first_word: None,
-                verdict: None,
-            };
-            self.edges.insert(object, edge);
+            if is_near {
+                self.keep(object, holder);
+            } else {
+                way.push_back((object, holder));
+                if way.len() > HOPS_AT_ENDS
+                    && let Some(edge) = way.pop_front()
+                {
+                    self.pass(edge);
+                }
+            }
             match holder {
-                Holder::Root(_) => return,
+                Holder::Root(_) => break,
                 Holder::Object(holder) => object = holder,
+            }
+            hops += 1;
+        }
+        for (object, holder) in way {
+            self.keep(object, holder);
+        }
+    }
+
+    fn has_room(&mut self) -> bool {
+        self.is_cut |= self.count > ENOUGH && self.watch.is_stopped();
+        !self.is_cut && self.edges.len() + self.broken.len() < self.max_edges
+    }
+
+    fn number(&self, object: Object) -> Option<u32> {
+        self.holders.heap().number(object)
+    }
+
+    /// Where the edge to an object is on its path, if it was taken in.
+    fn place(&self, object: Object) -> Place {
+        match self.number(object) {
+            Some(number) if self.between.get(number) => Place::Between,
+            Some(number) if self.kept.get(number) => Place::Kept,
+            None if self.edges.contains_key(&object) => Place::Kept,
+            _ => Place::Unknown,
+        }
+    }
+
+    /// Takes in an edge near an end.
+    fn keep(&mut self, object: Object, holder: Holder) {
+        if let Some(number) = self.number(object) {
+            self.kept.set(number, true);
+            self.between.set(number, false);
+        }
+        self.edges.entry(object).or_insert(Edge {
+            holder,
+            found: None,
+            is_pointer: None,
+            first_word: None,
+        });
+    }
+
+    /// Takes in an edge that is near no end.
+    fn pass(&mut self, (object, holder): (Object, Holder)) {
+        let (Some(number), Holder::Object(holder)) = (self.number(object), holder) else {
+            return self.keep(object, holder);
+        };
+        self.between.set(number, true);
+        self.count += 1;
+        self.pending.push((holder, object));
+        if self.pending.len() >= BATCH {
+            self.look_between();
+        }
+    }
+
+    /// Looks for the edges between the ends that were taken in.
+    fn look_between(&mut self) {
+        let mut pending = std::mem::take(&mut self.pending);
+        let found = self.look_for(&mut pending);
+        let lost = pending.iter().zip(found);
+        let lost = lost.filter(|(_, found)| found.is_none());
+        self.broken.extend(lost.map(|((_, object), _)| *object));
+        pending.clear();
+        self.pending = pending;
+    }
+
+    /// Looks for edges in memory, and whether what they begin at is an object still; puts them in order.
+    fn look_for(&self, edges: &mut [Between]) -> Vec<Option<Found>> {
+        let heap = self.holders.heap();
+        edges.sort_unstable();
+        let mut found = look_again(heap, self.types, edges);
+        let mut holders: Vec<Object> = edges.iter().map(|(holder, _)| *holder).collect();
+        holders.dedup();
+        let gone = heap.empty(&holders);
+        for ((holder, _), found) in edges.iter().zip(&mut found) {
+            if !gone.is_empty() && gone.contains(holder) {
+                *found = None;
+            }
+        }
+        self.watch.pause();
+        found
+    }
+
+    /// Looks for the edges near the ends that begin at an object.
+    fn look_from_objects(&mut self) {
+        let edges = self.edges.iter();
+        let edges = edges.filter_map(|(object, edge)| match edge.holder {
+            Holder::Object(holder) => Some((holder, *object)),
+            Holder::Root(_) => None,
+        });
+        let mut edges: Vec<Between> = edges.collect();
+        edges.sort_unstable();
+        for edges in edges.chunks_mut(BATCH) {
+            let found = self.look_for(edges);
+            for ((holder, object), found) in edges.iter().zip(found) {
+                let Some(found) = found else { continue };
+                if let Some(edge) = self.edges.get_mut(object) {
+                    edge.found = Some((found.at, found.before));
+                    edge.is_pointer = found.is_pointer;
+                }
+                if let Some(edge) = self.edges.get_mut(holder) {
+                    edge.first_word = Some(found.first_word);
+                }
             }
         }
     }
 
-    /// Looks for every edge in memory.
-    fn look_again(&mut self, roots: &Roots<'_>, types: Option<&Types<'_>>) {
-        let mut held: HashMap<Object, HashSet<Object>> = HashMap::new();
+    /// Looks for those that begin at a root.
+    fn look_from_roots(&mut self, roots: &Roots<'_>) {
         let mut by_root: HashMap<Root, HashSet<Object>> = HashMap::new();
         for (object, edge) in &self.edges {
-            match edge.holder {
-                Holder::Root(root) => by_root.entry(root).or_default().insert(*object),
-                Holder::Object(holder) => held.entry(holder).or_default().insert(*object),
-            };
+            if let Holder::Root(root) = edge.holder {
+                by_root.entry(root).or_default().insert(*object);
+            }
         }
         let heap = self.holders.heap();
         for (root, mut wanted) in by_root {
@@ -171,58 +362,17 @@ impl<'a> Paths<'a> {
                 }
             }
         }
-        for (holder, wanted) in held {
-            self.look_in(holder, wanted, types);
-        }
-    }
-
-    /// Looks in one object for those it holds.
-    fn look_in(&mut self, holder: Object, mut wanted: HashSet<Object>, types: Option<&Types<'_>>) {
-        let heap = self.holders.heap();
-        let (address, size) = (heap.address(holder), heap.size(holder));
-        let (mut before, mut first_word) = (0, 0);
-        for offset in (0..size).step_by(PIECE as usize) {
-            let mut bytes = vec![0; PIECE.min(size - offset) as usize];
-            if wanted.is_empty() || heap.memory.read(address + offset, &mut bytes).is_err() {
-                break;
-            }
-            for (index, bytes) in bytes.chunks_exact(8).enumerate() {
-                let offset = offset + 8 * index as u64;
-                let value = word(bytes, 0);
-                if offset == 0 {
-                    first_word = value;
-                    if let Some(edge) = self.edges.get_mut(&holder) {
-                        edge.first_word = Some(value);
-                    }
-                }
-                if let Some(object) = heap.object_at(value)
-                    && wanted.contains(&object)
-                {
-                    let is_pointer =
-                        types.and_then(|types| types.is_pointer(holder, offset, first_word));
-                    // A word that is none may stand before the one that is.
-                    if is_pointer != Some(false) {
-                        wanted.remove(&object);
-                        if let Some(edge) = self.edges.get_mut(&object) {
-                            edge.found = Some((address + offset, before));
-                            edge.is_pointer = is_pointer;
-                        }
-                    }
-                }
-                // A header is no part of what the program has there.
-                let is_header = offset == 0 && types.is_some_and(|types| types.has_header(holder));
-                before = if is_header { 0 } else { value };
-            }
-        }
     }
 
     /// The references on the paths that are not there any more, that are none to the collector, or that are in what
     /// is no object any more.
     pub fn not_there(&self) -> impl Iterator<Item = Reference> + '_ {
-        let is_dead = |holder| matches!(holder, Holder::Object(of) if self.gone.contains(&of));
         let edges = self.edges.iter();
-        let edges = edges.filter(move |(_, edge)| edge.found.is_none() || is_dead(edge.holder));
-        edges.map(|(object, edge)| (edge.holder, *object))
+        let kept = edges.filter(|(_, edge)| edge.found.is_none());
+        let kept = kept.map(|(object, edge)| (edge.holder, *object));
+        let broken = self.broken.iter();
+        let broken = broken.filter_map(|object| Some((self.holders.holder(*object)?, *object)));
+        kept.chain(broken)
     }
 
     /// Why an object is alive.
@@ -231,19 +381,20 @@ impl<'a> Paths<'a> {
             return Fate::Gone;
         }
         let (root, depth, anchor) = match self.verdict(target) {
-            Verdict::Held(root, depth, anchor) => (root, depth as usize, anchor),
+            Verdict::Held(root, depth, anchor) => (root, depth, anchor),
             Verdict::Moved => return Fate::Moved,
             Verdict::Unreached => return Fate::Unreached,
             Verdict::TooMany => return Fate::TooMany,
         };
-        let (near, far) = match depth > 2 * HOPS_AT_ENDS {
-            true => (HOPS_AT_ENDS, HOPS_AT_ENDS),
-            false => (depth, 0),
+        let left_out = depth.saturating_sub(2 * HOPS_AT_ENDS as u64);
+        let (near, far) = match left_out {
+            0 => (depth as usize, 0),
+            _ => (HOPS_AT_ENDS, HOPS_AT_ENDS),
         };
         let mut hops: Vec<Hop> = self.up(target).take(near).collect();
         hops.extend(self.up(anchor).take(far));
         hops.reverse();
-        let gap = (far > 0).then(|| (far, (depth - near - far) as u64));
+        let gap = (far > 0).then_some((far, left_out));
         Fate::Held(Path { root, hops, gap })
     }
 
@@ -268,40 +419,82 @@ impl<'a> Paths<'a> {
         })
     }
 
-    /// Whether the path to an object holds. It is worked out for every object on the way.
+    /// What leads to an object, if that was looked for and holds.
+    fn step(&self, object: Object, place: &Place) -> Result<Holder, Verdict> {
+        let holder = || self.holders.holder(object);
+        let is_broken = || !self.broken.is_empty() && self.broken.contains(&object);
+        match place {
+            Place::Kept => {
+                let edge = self.edges.get(&object).filter(|edge| edge.found.is_some());
+                edge.map(|edge| edge.holder).ok_or(Verdict::Moved)
+            }
+            Place::Between if is_broken() => Err(Verdict::Moved),
+            Place::Between => holder().ok_or(Verdict::Moved),
+            Place::Unknown if holder().is_none() && !self.holders.is_unsure() => {
+                Err(Verdict::Unreached)
+            }
+            Place::Unknown => Err(Verdict::TooMany),
+        }
+    }
+
+    /// Whether what is known of an object is noted.
+    fn is_noted(&self, object: Object, place: &Place) -> bool {
+        let is_milestone = |number| number % MILESTONE == 0;
+        match place {
+            Place::Between => self.number(object).is_some_and(is_milestone),
+            Place::Kept | Place::Unknown => true,
+        }
+    }
+
+    /// Whether the path to an object holds. It is noted for some objects on the way, so that none is gone twice.
     fn verdict(&mut self, target: Object) -> Verdict {
-        let mut way = Vec::new();
-        let mut object = target;
-        let mut verdict = loop {
-            let Some(edge) = self.edges.get(&object) else {
-                break match self.holders.holder(object) {
-                    None if !self.holders.is_unsure() => Verdict::Unreached,
-                    _ => Verdict::TooMany,
-                };
+        let mut noted: Vec<(Object, u64)> = Vec::new();
+        let mut last: VecDeque<Object> = VecDeque::new();
+        let (mut object, mut steps) = (target, 0);
+        let end = loop {
+            let place = self.place(object);
+            if self.is_noted(object, &place) {
+                if let Some(known) = self.known.get(&object) {
+                    break *known;
+                }
+                noted.push((object, steps));
+            }
+            let holder = match self.step(object, &place) {
+                Ok(holder) => holder,
+                Err(verdict) => break verdict,
             };
-            if let Some(known) = edge.verdict {
-                break known;
+            steps += 1;
+            last.push_back(object);
+            if last.len() > HOPS_AT_ENDS {
+                last.pop_front();
             }
-            if edge.found.is_none() || self.gone.contains(&object) {
-                way.push(object);
-                break Verdict::Moved;
-            }
-            way.push(object);
-            match edge.holder {
+            match holder {
                 Holder::Object(holder) => object = holder,
                 Holder::Root(root) => break Verdict::Held(root, 0, object),
             }
         };
-        for object in way.into_iter().rev() {
-            if let Verdict::Held(root, depth, anchor) = verdict {
-                let is_near_root = (depth as usize) < HOPS_AT_ENDS;
-                let anchor = if is_near_root { object } else { anchor };
-                verdict = Verdict::Held(root, depth + 1, anchor);
-            }
-            if let Some(edge) = self.edges.get_mut(&object) {
-                edge.verdict = Some(verdict);
-            }
+        let near_root = HOPS_AT_ENDS as u64;
+        let of = |(object, at): (Object, u64)| {
+            let Verdict::Held(root, known, anchor) = end else {
+                return end;
+            };
+            let depth = known + (steps - at);
+            // The last of those that are near the root: of what was gone through here, or of what was known.
+            let of_last = (known + last.len() as u64).checked_sub(near_root);
+            let of_last = of_last.and_then(|place| last.get(place as usize));
+            let anchor = match (depth <= near_root, known < near_root) {
+                (true, _) => object,
+                (false, true) => of_last.copied().unwrap_or(anchor),
+                (false, false) => anchor,
+            };
+            Verdict::Held(root, depth, anchor)
+        };
+        for noted in noted {
+            self.known.insert(noted.0, of(noted));
         }
-        verdict
+        of((target, 0))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -7,14 +7,13 @@ use super::{Heap, Object, span_of, word};
 impl Heap {
     /// Whether there is no object in that slot, or its span is another now.
     pub fn is_empty(&self, object: Object) -> bool {
-        !self.empty(&HashSet::from([object])).is_empty()
+        !self.empty(&[object]).is_empty()
     }
 
     /// Those of them whose span is another now, or in whose slot there is no object (runtime/mbitmap.go,
     /// `(*mspan).isFree`, Go 1.19 to 1.27).
-    pub fn empty(&self, objects: &HashSet<Object>) -> HashSet<Object> {
+    pub fn empty(&self, objects: &[Object]) -> HashSet<Object> {
         let offsets = &self.layout.span;
-        let objects: Vec<Object> = objects.iter().copied().collect();
         let ranges = |len: usize| {
             objects
                 .iter()

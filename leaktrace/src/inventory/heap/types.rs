@@ -7,7 +7,7 @@
 
 use std::{cell::RefCell, collections::HashMap};
 
-use super::{Heap, Object, bitmap::Bitmap, word};
+use super::{Heap, Object, bitmap::Bitmap, near::Near, word};
 use crate::{
     go::layout::Span as Offsets,
     target::{GoTarget, MemoryError},
@@ -67,6 +67,8 @@ pub struct Types<'a> {
     has_headers: bool,
     /// The bitmap of releases without headers.
     bitmap: Option<Bitmap>,
+    /// Bitmaps of spans of small objects.
+    bitmaps: RefCell<Near>,
     known: RefCell<HashMap<u64, Option<DynamicType>>>,
 }
 
@@ -87,6 +89,7 @@ impl<'a> Types<'a> {
             behind_bitmap: behind_bitmap(heap).filter(|_| has_headers),
             has_headers,
             bitmap: Bitmap::find(heap),
+            bitmaps: RefCell::default(),
             known: RefCell::default(),
         })
     }
@@ -207,6 +210,14 @@ impl<'a> Types<'a> {
         (self.text.0..self.text.1).contains(&address)
     }
 
+    /// From here on bitmaps are read anew. Until then one is read once for many objects that lie together.
+    pub(super) fn anew(&self) {
+        self.bitmaps.borrow_mut().forget();
+        if let Some(bitmap) = &self.bitmap {
+            bitmap.anew();
+        }
+    }
+
     /// Whether the collector takes the word at `offset` of an object for a pointer; `None`: it is not
     /// known here.
     pub fn is_pointer(&self, object: Object, offset: u64, first_word: u64) -> Option<bool> {
@@ -230,8 +241,8 @@ impl<'a> Types<'a> {
             };
             let bitmap = (span.start + span.bytes).checked_sub(bits + behind)?;
             let bit = (self.heap.address(object) + offset - span.start) / 8;
-            let mut byte = [0];
-            self.heap.memory.read(bitmap + bit / 8, &mut byte).ok()?;
+            let mut bitmaps = self.bitmaps.borrow_mut();
+            let byte = bitmaps.read(&self.heap.memory, bitmap + bit / 8, 1)?;
             return Some(byte[0] >> (bit % 8) & 1 == 1);
         }
         let header = if self.has_header(object) { 8 } else { 0 };
@@ -259,6 +270,7 @@ pub(super) fn pointers_in(
 ) -> Result<Vec<u64>, MemoryError> {
     let mut bytes = vec![0; heap.size(object).min(MAX_WORDS) as usize];
     heap.memory.read(heap.address(object), &mut bytes)?;
+    types.iter().for_each(|types| types.anew());
     let first_word = word(&bytes, 0);
     let may_be_pointer = |offset| {
         let is_pointer = types.and_then(|types| types.is_pointer(object, offset, first_word));
