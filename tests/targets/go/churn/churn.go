@@ -22,7 +22,7 @@ type record struct {
 	fields [5]int64
 }
 
-// node is 96 bytes and part of a heap that only stands there: a tree.
+// node is 96 bytes and part of a heap that only stands there: a tree, or a list.
 type node struct {
 	children [4]*node
 	rest     [64]byte
@@ -39,6 +39,16 @@ func tree(nodes int) *node {
 	top := &node{}
 	for i := range top.children {
 		top.children[i] = tree((nodes - 1 + i) / len(top.children))
+	}
+	return top
+}
+
+// list has so many nodes.
+func list(nodes int) *node {
+	top := &node{}
+	for last := top; nodes > 1; nodes-- {
+		last.children[0] = &node{}
+		last = last.children[0]
 	}
 	return top
 }
@@ -81,6 +91,7 @@ func main() {
 	workers := flag.Int("workers", runtime.GOMAXPROCS(0), "goroutines that allocate")
 	spin := flag.Int("spin", 0, "steps of other work for each object")
 	standing := flag.Int("heap", 0, "MiB of objects that are kept beside it, of 96 bytes each")
+	isList := flag.Bool("list", false, "these are one list, not a tree")
 	interval := flag.Duration("interval", time.Second, "how often the throughput is printed")
 	rounds := flag.Int("rounds", 0, "stop after so many lines; 0: when stdin closes or a signal comes")
 	flag.Parse()
@@ -103,7 +114,13 @@ func main() {
 	}
 	fmt.Printf("{\"ready\":true,\"pid\":%d}\n", os.Getpid())
 
-	heap = tree(*standing << 20 / 96)
+	shape := tree
+	if *isList {
+		shape = list
+	}
+	if *standing > 0 {
+		heap = shape(*standing << 20 / 96)
+	}
 	started := time.Now()
 	last, lastTotal, lastUsed := started, int64(0), used()
 	ticks := time.NewTicker(*interval)
