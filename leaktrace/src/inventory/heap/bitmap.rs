@@ -20,7 +20,7 @@ pub(super) struct Bitmap {
     /// The number of the arena that was asked about last, and its address.
     last_arena: Cell<(u64, u64)>,
     /// Parts of it.
-    parts: RefCell<Near>,
+    parts: RefCell<Near<4096>>,
 }
 
 /// The beginning of an object.

@@ -21,7 +21,7 @@ use super::{
     Figures, Heap, Holder, Holders, Object, Reference, Root, Roots, Types, near::Near,
     types::pointers_in, word,
 };
-use crate::{inventory::Watch, target::Ranges};
+use crate::{go::layout::Span as Offsets, inventory::Watch, target::Ranges};
 
 /// Set in an entry of the table that is the index of a root.
 const IS_ROOT: u32 = 1 << 31;
@@ -63,7 +63,7 @@ pub struct Mark<'a> {
     /// By span: whether any of `wanted` is in it.
     has_wanted: Vec<bool>,
     batch: Batch,
-    near: Near,
+    near: Near<{ Offsets::PAGE_SIZE as usize }>,
     /// Bytes looked at that `watch` does not know of yet.
     untold: u64,
     figures: Figures,

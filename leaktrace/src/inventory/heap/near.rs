@@ -2,14 +2,14 @@
 //! objects of a list, and the bitmaps that say what in them is a pointer. What was allocated one after the other lies side
 //! by side as a rule, so a page that is asked for again is read whole.
 
-use crate::{go::layout::Span, target::Memory};
+use crate::target::Memory;
 
 /// Pages kept.
 const PAGES: usize = 256;
 
-/// Pages as they were when they were read.
+/// Pages of so many bytes, as they were when they were read.
 #[derive(Default)]
-pub(super) struct Near {
+pub(super) struct Near<const SIZE: usize> {
     pages: Vec<Page>,
     /// What is not of a page that is kept.
     alone: Vec<u8>,
@@ -24,20 +24,20 @@ struct Page {
     bytes: Vec<u8>,
 }
 
-impl Near {
+impl<const SIZE: usize> Near<SIZE> {
     /// The `len` bytes at an address; `None`: they cannot be read.
     pub(super) fn read(&mut self, memory: &Memory, address: u64, len: usize) -> Option<&[u8]> {
         self.pages.resize(PAGES, Page::default());
-        let size = Span::PAGE_SIZE;
+        let size = SIZE as u64;
         let (of, within) = (address / size * size, (address % size) as usize);
         let page = &mut self.pages[(address / size) as usize % PAGES];
-        if within + len <= size as usize {
+        if within + len <= SIZE {
             let was_asked_for = page.address == of;
             if !was_asked_for {
                 page.address = of;
                 page.bytes.clear();
             } else if page.bytes.is_empty() {
-                page.bytes.resize(size as usize, 0);
+                page.bytes.resize(SIZE, 0);
                 if memory.read(of, &mut page.bytes).is_err() {
                     page.bytes.clear();
                 }
@@ -68,13 +68,13 @@ mod tests {
 
     #[test]
     fn a_page_is_read_whole_the_second_time() {
-        let size = Span::PAGE_SIZE as usize;
-        let words: Vec<AtomicU64> = (0..3 * size / 8).map(|_| AtomicU64::new(0)).collect();
-        let at = (words.as_ptr() as u64).next_multiple_of(Span::PAGE_SIZE);
+        const SIZE: usize = 512;
+        let words: Vec<AtomicU64> = (0..3 * SIZE / 8).map(|_| AtomicU64::new(0)).collect();
+        let at = (words.as_ptr() as u64).next_multiple_of(SIZE as u64);
         let first = (at - words.as_ptr() as u64) as usize / 8;
         let memory = Memory::new(std::process::id() as i32);
-        let mut near = Near::default();
-        let read = |near: &mut Near, address| {
+        let mut near = Near::<SIZE>::default();
+        let read = |near: &mut Near<SIZE>, address| {
             let bytes = near.read(&memory, address, 8)?;
             bytes.first_chunk().map(|bytes| u64::from_le_bytes(*bytes))
         };
@@ -89,8 +89,8 @@ mod tests {
         near.forget();
         assert_eq!(read(&mut near, at), Some(3));
         // Over the end of a page.
-        write(size / 8, 4);
-        let both = near.read(&memory, at + Span::PAGE_SIZE - 8, 16).unwrap();
+        write(SIZE / 8, 4);
+        let both = near.read(&memory, at + SIZE as u64 - 8, 16).unwrap();
         assert_eq!(both[8..], 4_u64.to_le_bytes());
         assert_eq!(near.read(&memory, 8, 8), None);
         assert_eq!(near.read(&memory, 16, 8), None);

@@ -38,6 +38,8 @@ const MAX_MASK: u64 = 1 << 16;
 const MAX_TYPES: usize = 1 << 14;
 /// Of an object that is larger no more is read at once.
 const MAX_WORDS: u64 = 1 << 20;
+/// The bitmap of a small span is within so many bytes at its end.
+const AT_END: usize = 512;
 /// Objects up to this size have their bitmap in the span (`gc.MinSizeForMallocHeader`).
 const IN_SPAN: u64 = 512;
 
@@ -68,7 +70,7 @@ pub struct Types<'a> {
     /// The bitmap of releases without headers.
     bitmap: Option<Bitmap>,
     /// Bitmaps of spans of small objects.
-    bitmaps: RefCell<Near>,
+    bitmaps: RefCell<Near<AT_END>>,
     known: RefCell<HashMap<u64, Option<DynamicType>>>,
 }
 
