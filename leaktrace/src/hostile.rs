@@ -350,13 +350,25 @@ fn walk(memory: Memory, go: &GoTarget) {
     {
         let (none, watch, memory) = (HashSet::new(), Watch::default(), 256 << 20);
         let types = heap::Types::find(&heap, go);
-        heap::Mark::new(&heap, (&roots, types.as_ref()), [], &none, memory, &watch).run();
-        let each = heap
-            .spans()
-            .iter()
-            .filter_map(|span| heap.object_at(span.start));
-        if let Ok(back) = heap::Back::new((&heap, types.as_ref()), each, &none, memory, &watch) {
-            back.run(&roots);
+        let spans = heap.spans().iter();
+        let each = spans.filter_map(|span| heap.object_at(span.start));
+        let each: Vec<_> = each.collect();
+        let of = (&roots, types.as_ref());
+        let check = |holders: &dyn heap::Holders| {
+            let asked = each.iter().copied();
+            let mut paths = heap::Paths::check(holders, of, asked, memory, &watch);
+            for object in &each {
+                paths.fate(*object);
+            }
+            paths.not_there().count();
+        };
+        let asked = each.iter().copied();
+        if let Some(marked) = heap::Mark::new(&heap, of, asked, &none, memory, &watch).run() {
+            check(&marked);
+        }
+        let asked = each.iter().copied();
+        if let Ok(back) = heap::Back::new((&heap, of.1), asked, &none, memory, &watch) {
+            check(&back.run(&roots));
         }
     }
     if let Some(types) = heap::Types::find(&heap, go) {
