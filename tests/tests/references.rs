@@ -135,8 +135,6 @@ fn leak_sanitizer_finds_the_same() {
 /// What is freed while it is looked for was pointed to until then, and is not lost.
 #[test]
 fn what_is_freed_meanwhile_is_not_lost() {
-    let mut service = Service::start("kept", [""; 0]);
-    service.line();
     let all = [
         "--retention",
         "--probe",
@@ -145,19 +143,27 @@ fn what_is_freed_meanwhile_is_not_lost() {
         "all",
         "--force",
     ];
-    let run = Leaktrace::record(service.pid(), all);
-    service.say("fade");
-    service.line();
-    run.signal(Signal::SIGINT);
-    let finished = run.wait();
-    assert!(service.is_running(), "the target did not survive");
-    let report = report(&finished);
-    let fading = &found(&report)["kept_for_a_while"];
-    assert!(fading.all > 1000, "{fading:?}");
-    assert_eq!(fading.lost, 0, "{fading:?}");
-    // Some of them were freed after they had been asked for.
-    let asked = report["retention"][0]["pass"]["reached_objects"].as_u64();
-    assert!(asked.unwrap() > fading.all, "{fading:?}");
+    // The search gives way to other work, and ten seconds later all are freed: that it met some of them may take
+    // more than one recording.
+    let mut recordings = (0..5).map(|_| {
+        let mut service = Service::start("kept", [""; 0]);
+        service.line();
+        let run = Leaktrace::record(service.pid(), all);
+        service.say("fade");
+        service.line();
+        run.signal(Signal::SIGINT);
+        let finished = run.wait();
+        assert!(service.is_running(), "the target did not survive");
+        let report = report(&finished);
+        let of = found(&report);
+        let fading = of.get("kept_for_a_while");
+        assert_eq!(fading.map_or(0, |fading| fading.lost), 0, "{fading:?}");
+        println!("{fading:?}");
+        // Some of them were freed after they had been asked for.
+        let asked = report["retention"][0]["pass"]["reached_objects"].as_u64();
+        fading.is_some_and(|fading| fading.all > 1000 && asked > Some(fading.all))
+    });
+    assert!(recordings.any(|met_some| met_some));
     assert_nothing_left();
 }
 

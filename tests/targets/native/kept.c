@@ -128,7 +128,7 @@ APART static void fill(void) {
 	pthread_barrier_wait(&filled);
 }
 
-// Some 70,000 a second.
+// Some 20,000 a second.
 static void *fade(void *unused) {
 	(void)unused;
 	for (int i = 0; i < FADING; i++) {
@@ -136,7 +136,7 @@ static void *fade(void *unused) {
 		in_fading[i] = NULL;
 		free(block);
 		if (i % 20 == 0)
-			usleep(200);
+			usleep(850);
 	}
 	return NULL;
 }
