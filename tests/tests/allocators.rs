@@ -1,7 +1,7 @@
 //! Native allocators: what the probes count at every function is what the program counts itself, to the
 //! block and the byte, with one thread and with eight, whatever the allocator.
 
-use std::{ffi::OsString, path::Path};
+use std::{ffi::OsString, path::Path, thread::sleep, time::Duration};
 
 use leaktrace::capture::{
     Capture,
@@ -181,12 +181,17 @@ fn a_library_loaded_later_is_probed() {
     let library = format!("{LIBRARIES}/libmimalloc.so.2");
     let mut service = start("allocs", None, &["--load", &library]);
     let recording = record(&service, &["--interval", "100ms"]);
-    // All that calls the C library has been called.
+    // All that calls the C library has been called, also by what loads, and is in the file.
     service.ask("run 320");
     service.ask("load");
-    // Its probes are live when the capture has blocks of functions that only call it.
+    let written = intervals(recording.file());
+    while intervals(recording.file()) < written + 3 {
+        sleep(Duration::from_millis(50));
+    }
+    let before = malloc_sites(recording.file());
+    // Its probes are live when the capture has blocks of a function that only calls it.
     let mut rounds = 0;
-    while !has_seen_later_blocks(recording.file()) {
+    while malloc_sites(recording.file()) == before {
         rounds += 1;
         assert!(rounds < 2000, "its allocations were never seen");
         service.ask("run 320");
@@ -202,14 +207,26 @@ fn a_library_loaded_later_is_probed() {
     assert_nothing_left();
 }
 
-/// Whether a site has come up in the last interval but a few: those of the C library come in the first.
-fn has_seen_later_blocks(file: &Path) -> bool {
-    let file = std::fs::File::open(file).expect("the capture is there");
-    let Ok(capture) = Capture::read(std::io::BufReader::new(file)) else {
-        return false;
+/// The intervals that are in a capture so far.
+fn written(file: &Path) -> Vec<Interval> {
+    let read = |_| {
+        let file = std::fs::File::open(file).expect("the capture is there");
+        Capture::read(std::io::BufReader::new(file)).ok()
     };
-    let has_sites = |interval: &&Interval| interval.sites.iter().any(|s| s.kind() == Kind::Malloc);
-    capture.intervals.iter().filter(has_sites).count() >= 2
+    // The last block may be under way.
+    let capture = (0..1000).find_map(read);
+    capture.expect("a capture").intervals
+}
+
+fn intervals(file: &Path) -> usize {
+    written(file).len()
+}
+
+/// Sites that allocate.
+fn malloc_sites(file: &Path) -> usize {
+    let intervals = written(file);
+    let sites = intervals.iter().flat_map(|interval| &interval.sites);
+    sites.filter(|site| site.kind() == Kind::Malloc).count()
 }
 
 #[test]
