@@ -153,7 +153,7 @@ fn what_is_not_found_is_said() {
     says(&run.wait(), "is gone");
 }
 
-/// With such pauses a list of a million nodes takes ten seconds. Ctrl-C ends the search, not the answer.
+/// With such pauses a list of a million nodes takes many seconds. Ctrl-C ends the search, not the answer.
 #[test]
 fn a_search_that_is_stopped_tells_what_it_has() {
     let mut service = Service::start("objects-1.27.3", [""; 0]);

@@ -142,3 +142,35 @@ impl Look<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{super::tests::heap, *};
+
+    #[test]
+    fn references_are_found_where_they_are_and_only_there() {
+        const PAGE: u64 = 8192;
+        // Objects of 64 bytes, each with the address of the next in its third word, but for the fifth.
+        let mut words = vec![0_u64; 2 * PAGE as usize / 8];
+        let start = (words.as_ptr() as u64).next_multiple_of(PAGE);
+        let first = (start - words.as_ptr() as u64) as usize / 8;
+        for slot in 0..100 {
+            words[first + 8 * slot + 1] = 7;
+            words[first + 8 * slot + 2] = start + 64 * (slot as u64 + 1);
+        }
+        words[first + 8 * 5 + 2] = 0;
+        let words = std::hint::black_box(words);
+        let heap = heap(&[(start, 1, 64, false)]);
+        let object = |slot| Object { span: 0, slot };
+        let references: Vec<Between> = (0..100).map(|at| (object(at), object(at + 1))).collect();
+        let found = look_again(&heap, None, &references);
+        for (slot, found) in (0..).zip(found) {
+            let at = start + 64 * slot + 16;
+            let is_there = found.map(|found| (found.at, found.before, found.first_word));
+            assert_eq!(is_there, (slot != 5).then_some((at, 7, 0)), "{slot}");
+        }
+        // What another object refers to.
+        assert_eq!(look_again(&heap, None, &[(object(1), object(3))]), [None]);
+        drop(words);
+    }
+}

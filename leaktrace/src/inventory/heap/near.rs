@@ -20,7 +20,7 @@ pub(super) struct Near<const SIZE: usize> {
 struct Page {
     /// Its address; zero for none.
     address: u64,
-    /// Its bytes, once it was asked for twice.
+    /// Its bytes, once it was asked for twice; none where they are to be read anew.
     bytes: Vec<u8>,
 }
 
@@ -54,7 +54,6 @@ impl<const SIZE: usize> Near<SIZE> {
     /// From here on all are read anew.
     pub(super) fn forget(&mut self) {
         for page in &mut self.pages {
-            page.address = 0;
             page.bytes.clear();
         }
     }

@@ -283,7 +283,8 @@ impl<'a> Paths<'a> {
     /// Looks for the edges between the ends that were taken in.
     fn look_between(&mut self) {
         let mut pending = std::mem::take(&mut self.pending);
-        let found = self.look_for(&mut pending);
+        pending.sort_unstable();
+        let found = self.look_for(&pending);
         let lost = pending.iter().zip(found);
         let lost = lost.filter(|(_, found)| found.is_none());
         self.broken.extend(lost.map(|((_, object), _)| *object));
@@ -291,10 +292,9 @@ impl<'a> Paths<'a> {
         self.pending = pending;
     }
 
-    /// Looks for edges in memory, and whether what they begin at is an object still; puts them in order.
-    fn look_for(&self, edges: &mut [Between]) -> Vec<Option<Found>> {
+    /// Looks for edges, which are in order, in memory, and whether what they begin at is an object still.
+    fn look_for(&self, edges: &[Between]) -> Vec<Option<Found>> {
         let heap = self.holders.heap();
-        edges.sort_unstable();
         let mut found = look_again(heap, self.types, edges);
         let mut holders: Vec<Object> = edges.iter().map(|(holder, _)| *holder).collect();
         holders.dedup();
@@ -317,7 +317,7 @@ impl<'a> Paths<'a> {
         });
         let mut edges: Vec<Between> = edges.collect();
         edges.sort_unstable();
-        for edges in edges.chunks_mut(BATCH) {
+        for edges in edges.chunks(BATCH) {
             let found = self.look_for(edges);
             for ((holder, object), found) in edges.iter().zip(found) {
                 let Some(found) = found else { continue };

@@ -113,6 +113,17 @@ fn what_does_not_hold_in_the_middle_ends_all_paths_beyond() {
     }
 }
 
+/// In memory that is not there.
+#[test]
+fn what_is_looked_for_between_the_ends_and_not_found_does_not_hold() {
+    let (list, watch) = (List::new(), Watch::default());
+    let mut paths = paths(&list, &watch, &[], &[]);
+    paths.collect(node(8000));
+    paths.look_between();
+    assert_eq!(paths.broken.len() as u64, paths.count);
+    assert!(paths.pending.is_empty() && paths.broken.contains(&node(4000)));
+}
+
 #[test]
 fn a_path_that_is_not_followed_says_so() {
     let (list, watch) = (List::new(), Watch::default());
