@@ -268,10 +268,7 @@ async fn watch(
                     }
                 }
             }
-            () = new_processes(session.forks.as_ref()) => {
-                session.drain.take_events();
-                session.follow(recorder)?;
-            }
+            () = new_processes(session.forks.as_ref()) => session.take_events(recorder)?,
             _ = ticks.tick(), if !windows.is_open() => {
                 session.interval(recorder, false)?;
                 session.keep_to_budget(loaded, &mut windows, recorder)?;
@@ -281,8 +278,7 @@ async fn watch(
                 }
             }
             _ = event_ticks.tick(), if !windows.is_open() => {
-                session.drain.take_events();
-                session.follow(recorder)?;
+                session.take_events(recorder)?;
                 if session.drain.code_was_mapped() {
                     session.update_unwind()?;
                 }
@@ -305,6 +301,7 @@ async fn watch(
     own.stop();
     let in_windows = windows.is_on();
     windows.stop(&mut session.drain)?;
+    session.take_events(recorder)?;
     session.memory.whole_next();
     session.interval(recorder, true)?;
     if let Some(max_memory) = options.retention {
@@ -342,8 +339,9 @@ struct Session<'a> {
 }
 
 impl Session<'_> {
-    /// Sees to the processes that the target has made.
-    fn follow(&mut self, recorder: &mut dyn Recorder) -> Result<(), LoadError> {
+    /// Takes what the kernel side tells of, and sees to the processes that the target has made.
+    fn take_events(&mut self, recorder: &mut dyn Recorder) -> Result<(), LoadError> {
+        self.drain.take_events();
         if let Some(forks) = &mut self.forks {
             let told = forks.act(&mut self.drain)?;
             told.iter().for_each(|text| recorder.note(text));

@@ -431,7 +431,6 @@ impl Drain {
         };
         let before = births(totals);
         let reading = sampler.read();
-        let after = births(&self.kernel.totals(KIND_GO_HEAP)?);
         let buckets = match reading {
             Ok(changed) => changed
                 .into_iter()
@@ -449,7 +448,8 @@ impl Drain {
                 Vec::new()
             }
         };
-        match sampler.unseen(before, after) {
+        let after = || self.kernel.totals(KIND_GO_HEAP).map(|of_go| births(&of_go));
+        match sampler.unseen(before, after)? {
             0 => {}
             unseen => {
                 self.losses.insert(loss::GO_SAMPLES_UNSEEN, unseen);

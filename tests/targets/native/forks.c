@@ -8,6 +8,7 @@
 // JSON: what each function has allocated, and what of that was freed. They end with their parent.
 
 #define _GNU_SOURCE
+#include <fcntl.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -32,6 +33,9 @@ struct shared {
 	atomic_int grandchild, go, done;
 };
 static struct shared *shared;
+
+// The fourth child holds the end to write to, until it becomes another program.
+static int other[2];
 
 // Without this the compiler may know what `malloc` does and leave it out.
 static void *volatile seen;
@@ -68,6 +72,9 @@ static int make(pid_t *pid)
 static void child(int n, void *inherited)
 {
 	pid_t grandchild;
+	close(other[0]);
+	if (n != 3)
+		close(other[1]);
 	if (n == 0 && make(&grandchild)) {
 		shared->grandchild = getpid();
 		wait_for_work();
@@ -110,9 +117,12 @@ int main(int argc, char **argv)
 	while (fgets(line, sizeof line, stdin)) {
 		if (!strcmp(line, "fork\n")) {
 			void *inherited = parent_keeps();
+			if (pipe2(other, O_CLOEXEC) != 0)
+				return 1;
 			for (int n = 0; n < CHILDREN; n++)
 				if (make(&pids[n]))
 					child(n, inherited);
+			close(other[1]);
 			while (!shared->grandchild)
 				usleep(1000);
 			printf("{\"asked\": \"fork\", \"pids\": [%d, %d, %d, %d, %d]}\n", pids[0], pids[1], pids[2],
@@ -125,7 +135,9 @@ int main(int argc, char **argv)
 				usleep(1000);
 			// It has ended, and the other one has become another program.
 			waitpid(pids[2], NULL, 0);
-			usleep(200000);
+			char none;
+			if (read(other[0], &none, 1) != 0)
+				return 1;
 			printf("{\"asked\": \"work\"");
 			for (int s = 0; s < SITES; s++)
 				printf(", \"%s\": [%llu, %llu, %llu, %llu]", names[s], shared->counts[s].allocs,
