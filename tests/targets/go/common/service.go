@@ -104,6 +104,8 @@ func (s *service) run(l leaker) {
 	work := time.NewTicker(10 * time.Millisecond)
 	second := time.NewTicker(time.Second)
 	var leaked, admitted pace
+	var idle time.Duration // how long it was paused, to a tick
+	last, now := s.started, s.started
 	for ready := false; ; {
 		select {
 		case <-stop:
@@ -125,10 +127,12 @@ func (s *service) run(l leaker) {
 		case <-second.C:
 			s.print(l, truth{})
 		case <-work.C:
+			last, now = now, time.Now()
 			if s.paused {
+				idle += now.Sub(last)
 				continue
 			}
-			elapsed := time.Since(s.started)
+			elapsed := time.Since(s.started) - idle
 			owed := leaked.owed(elapsed, s.leakRate)
 			if total, _ := l.leaked(); s.leakLimit > 0 && owed > s.leakLimit-total {
 				owed = s.leakLimit - total
@@ -195,12 +199,15 @@ func readLines() <-chan string {
 // pace says how much of a steady rate is due.
 type pace struct{ sum int64 }
 
-// owed is at most half a second's worth, so that a stall is not made up for in one go.
+// owed is at most half a second's worth, so that a stall is not made up for in one go; of a stall of some seconds
+// the rest follows, else the rate would rightly seem to fall.
 func (p *pace) owed(elapsed time.Duration, rate int64) int64 {
 	owed := int64(elapsed.Seconds()*float64(rate)) - p.sum
-	if owed > rate/2 {
-		p.sum += owed - rate/2
-		owed = rate / 2
+	if most := 5 * rate; owed > most {
+		p.sum += owed - most
+	}
+	if most := rate / 2; owed > most {
+		return most
 	}
 	return owed
 }
