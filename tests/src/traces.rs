@@ -10,37 +10,53 @@ use std::{
 
 use serde_json::Value;
 
-/// Names of our programs, as far as the kernel keeps them (15 bytes).
-const PROGRAMS: [&str; 15] = [
+/// Names of our programs and maps, of which the kernel keeps fifteen bytes.
+const PROGRAMS: [&str; 20] = [
     "enter_call",
     "exit_call",
     "exec",
+    "new_task",
     "oom_victim",
     "go_sample",
     "go_free",
     "go_gc",
+    "go_large",
+    "go_refill",
     "go_created",
     "go_exited",
     "malloc_enter",
     "malloc_call",
+    "malloc_fill",
     "malloc_returned",
     "malloc_return",
     "malloc_free",
+    "malloc_throw",
     "thread_exit",
 ];
-const MAPS: [&str; 12] = [
+const MAPS: [&str; 23] = [
     "STACKS",
+    "UNWIND_PAGES",
+    "UNWIND_ROWS",
     "LIVE",
+    "LIVE_STATE",
     "COUNTERS",
+    "PROCESSES",
+    "PROCESS_NUMBERS",
     "LOSSES",
     "EVENTS",
     "ENDING",
     "GC_CYCLES",
+    "SAMPLES",
+    "GO_SAMPLING",
+    "GO_HITS",
     "ALLOCATOR_CALLS",
     "THREADS",
     "NEW_THREAD",
     "MALLOC_RATE",
+    "MALLOC_WINDOW",
     "MALLOC_CALLS",
+    "BLOCKS",
+    "NO_PRIVATE_STACK",
 ];
 
 /// Fails unless the kernel holds no program, map or link of ours, and no process called
@@ -67,14 +83,14 @@ fn left() -> BTreeSet<String> {
     let mut programs = BTreeSet::new();
     for program in objects("prog") {
         let name = program["name"].as_str().unwrap_or_default();
-        if PROGRAMS.contains(&name) {
+        if is_one_of(&PROGRAMS, name) {
             programs.insert(program["id"].as_u64());
             left.insert(format!("program {name}"));
         }
     }
     for map in objects("map") {
         let name = map["name"].as_str().unwrap_or_default();
-        if MAPS.contains(&name) {
+        if is_one_of(&MAPS, name) {
             left.insert(format!("map {name}"));
         }
     }
@@ -98,6 +114,52 @@ fn objects(kind: &str) -> Vec<Value> {
         .args(["--json", kind, "show"])
         .output()
         .expect("bpftool is installed by `cargo xtask setup`");
-    let listed: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
-    listed.as_array().cloned().unwrap_or_default()
+    let listed = serde_json::from_slice(&output.stdout);
+    match listed {
+        Ok(Value::Array(listed)) if output.status.success() => listed,
+        _ => panic!("`bpftool {kind} show` does not tell what there is: {output:?}"),
+    }
+}
+
+/// Whether a name that the kernel tells is one of these.
+fn is_one_of(names: &[&str], told: &str) -> bool {
+    let kept = |name: &&str| &name[..name.len().min(15)] == told;
+    names.iter().any(kept)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Names in the kernel side's sources, each of which follows one of these.
+    fn declared(before: &[&str]) -> BTreeSet<String> {
+        let folder = crate::root().join("leaktrace-ebpf/src");
+        let files = fs::read_dir(folder).unwrap().flatten();
+        let sources = files.filter_map(|file| fs::read_to_string(file.path()).ok());
+        let mut names = BTreeSet::new();
+        for source in sources {
+            let found = before
+                .iter()
+                .flat_map(|before| source.split(before).skip(1));
+            let is_name = |c: char| c.is_alphanumeric() || c == '_';
+            names.extend(
+                found.filter_map(|rest| rest.split(|c| !is_name(c)).next().map(str::to_owned)),
+            );
+        }
+        names
+    }
+
+    #[test]
+    fn every_program_and_map_is_looked_for() {
+        let all = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+        let maps = declared(&["#[map]\npub static ", "#[map]\nstatic "]);
+        assert_eq!(maps, all(&MAPS));
+        let programs = [
+            "#[uprobe]\nfn ",
+            "#[uretprobe]\nfn ",
+            "#[tracepoint]\nfn ",
+            "\nextern \"C\" fn ",
+        ];
+        assert_eq!(declared(&programs), all(&PROGRAMS));
+    }
 }
