@@ -49,11 +49,14 @@ fn the_clock_is_set_back() {
     let started = window["start_unix_ns"].as_i64().unwrap() / 1_000_000_000;
     assert!((before - 60..=before + 60).contains(&started), "{window}");
     let mut limits = report["limits"].as_array().unwrap().clone();
-    // A real-time kernel before 6.7 has one by what it is, whatever the clock does.
+    // A real-time kernel before 6.7 has one by what it is, and a guest whose host is busy another, whatever the clock
+    // does: an hour is not what it tells of.
     limits.retain(|limit| {
-        !limit["reason"]
-            .to_string()
-            .contains("preempts its own code")
+        let reason = limit["reason"].to_string();
+        let pause = reason.split_once("leaktrace did not run");
+        let is_short =
+            pause.is_some_and(|(_, rest)| !rest.contains(" h:") && !rest.contains(" h "));
+        !(is_short || reason.contains("preempts its own code"))
     });
     assert!(limits.is_empty(), "{limits:#?}");
 }
@@ -62,10 +65,18 @@ fn the_clock_is_set_back() {
 #[test]
 fn the_machine_is_suspended() {
     let alarm = "/sys/class/rtc/rtc0/wakealarm";
+    let count = "/sys/power/wakeup_count";
+    // An alarm that comes before the machine sleeps keeps it awake (Linux, Documentation/ABI/testing/sysfs-power).
+    let sleeps = |seconds: &str| {
+        fs::write(count, fs::read(count).unwrap())?;
+        fs::write(alarm, "0")?;
+        fs::write(alarm, seconds)?;
+        fs::write("/sys/power/state", "mem")
+    };
     let report = record(|| {
-        fs::write(alarm, "0").unwrap();
-        fs::write(alarm, "+4").unwrap();
-        fs::write("/sys/power/state", "mem").unwrap();
+        let tries = ["+6", "+12", "+24"].into_iter();
+        let kept_awake: Vec<_> = tries.map_while(|seconds| sleeps(seconds).err()).collect();
+        assert!(kept_awake.len() < 3, "{kept_awake:?}");
     });
     let limits = report["limits"].to_string();
     assert!(limits.contains("the machine was suspended for"), "{limits}");

@@ -46,7 +46,7 @@ impl Archive {
         fs::write(self.sources(), suites.iter().map(line).collect::<String>())?;
         // An update that reaches nothing is only a warning to apt.
         let mut update = self.apt("apt-get");
-        run::output(update.args(["-qq", "-oAPT::Update::Error-Mode=any", "update"])).map(drop)
+        run::fetch(update.args(["-qq", "-oAPT::Update::Error-Mode=any", "update"]))
     }
 
     /// The packages whose names begin so.
@@ -67,7 +67,7 @@ impl Archive {
     pub(crate) fn download(&self, packages: &[&str], folder: &Path) -> Result<()> {
         let mut download = self.apt("apt-get");
         download.current_dir(folder).args(["-qq", "download"]);
-        run::output(download.args(packages)).map(drop)
+        run::fetch(download.args(packages))
     }
 
     fn sources(&self) -> PathBuf {

