@@ -151,9 +151,9 @@ func watch(worst *atomic.Int64) {
 	}
 }
 
-// churn starts goroutines that end at once, as fast as one can.
-func churn(ended *atomic.Uint64) {
-	for {
+// churn starts goroutines that end at once, as fast as one can but for the pauses.
+func churn(ended *atomic.Uint64, pause time.Duration) {
+	for ; ; time.Sleep(pause) {
 		var batch sync.WaitGroup
 		for i := 0; i < 16; i++ {
 			batch.Add(1)
@@ -197,6 +197,7 @@ func main() {
 	count := flag.Int("count", 3, "goroutines for each way of waiting")
 	spinners := flag.Int("spin", 1, "goroutines that run all the time")
 	churners := flag.Int("churn", 1, "goroutines that start others all the time")
+	pause := flag.Duration("churn-pause", 0, "how long they wait after each sixteen")
 	senders := flag.Int("senders", 0, "further goroutines that block in chanSend")
 	flag.Parse()
 	if err := prepare(); err != nil {
@@ -215,7 +216,7 @@ func main() {
 		go spin(&turns)
 	}
 	for i := 0; i < *churners; i++ {
-		go churn(&ended)
+		go churn(&ended, *pause)
 	}
 	var worst atomic.Int64
 	go watch(&worst)
