@@ -2,11 +2,15 @@
 
 use std::{
     ffi::OsStr,
+    fs::File,
     io::{BufRead as _, BufReader, Read as _},
     path::{Path, PathBuf},
     process::{Child, ChildStderr, Command, Output, Stdio},
+    thread,
+    time::{Duration, Instant},
 };
 
+use leaktrace::capture::{Capture, schema::Interval};
 use nix::{sys::signal::Signal, unistd::Pid};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -153,6 +157,39 @@ impl Leaktrace {
     /// Where it writes.
     pub fn file(&self) -> &Path {
         &self.file
+    }
+
+    /// The intervals that are in its capture so far.
+    ///
+    /// # Panics
+    ///
+    /// What is there is no capture.
+    pub fn written(&self) -> Vec<Interval> {
+        let read = |_| {
+            let file = File::open(&self.file).expect("the capture is there");
+            Capture::read(BufReader::new(file)).ok()
+        };
+        // The last block may be under way.
+        let capture = (0..1000).find_map(read);
+        capture.expect("a capture").intervals
+    }
+
+    /// Waits until so many seconds of the recording are in its capture; gives how many are.
+    ///
+    /// # Panics
+    ///
+    /// They are not within a minute more.
+    pub fn wait_until_written(&self, seconds: f64) -> f64 {
+        let end = Instant::now() + Duration::from_secs_f64(seconds + 60.0);
+        loop {
+            let written = self.written();
+            let last = written.last().map_or(0.0, |last| last.t_ns as f64 / 1e9);
+            if last >= seconds {
+                return last;
+            }
+            assert!(Instant::now() < end, "{last} s of {seconds} s are written");
+            thread::sleep(Duration::from_millis(100));
+        }
     }
 
     /// Sends it a signal.

@@ -16,7 +16,7 @@ fn every_site_is_exact() {
     let mut service = Service::start("vm", [""; 0]);
     assert!(service.line().starts_with("ready "));
     // A uprobe would add a page of the kernel's, which the program would not find in its own sum.
-    let run = Leaktrace::record(service.pid(), ["--probe", "vm"]);
+    let run = Leaktrace::record(service.pid(), ["--probe", "vm", "--force"]);
     service.say("go");
     let truth: Value = serde_json::from_str(&service.line()).expect("the truth is JSON");
     run.signal(nix::sys::signal::Signal::SIGINT);

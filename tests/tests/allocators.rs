@@ -3,10 +3,7 @@
 
 use std::{ffi::OsString, path::Path, thread::sleep, time::Duration};
 
-use leaktrace::capture::{
-    Capture,
-    schema::{Interval, Kind},
-};
+use leaktrace::capture::schema::Kind;
 use leaktrace_tests::{
     Finished, Leaktrace, Service, assert_nothing_left, blocks_of, run, sample, told,
 };
@@ -184,14 +181,14 @@ fn a_library_loaded_later_is_probed() {
     // All that calls the C library has been called, also by what loads, and is in the file.
     service.ask("run 320");
     service.ask("load");
-    let written = intervals(recording.file());
-    while intervals(recording.file()) < written + 3 {
+    let written = recording.written().len();
+    while recording.written().len() < written + 3 {
         sleep(Duration::from_millis(50));
     }
-    let before = malloc_sites(recording.file());
+    let before = malloc_sites(&recording);
     // Its probes are live when the capture has blocks of a function that only calls it.
     let mut rounds = 0;
-    while malloc_sites(recording.file()) == before {
+    while malloc_sites(&recording) == before {
         rounds += 1;
         assert!(rounds < 2000, "its allocations were never seen");
         service.ask("run 320");
@@ -207,24 +204,9 @@ fn a_library_loaded_later_is_probed() {
     assert_nothing_left();
 }
 
-/// The intervals that are in a capture so far.
-fn written(file: &Path) -> Vec<Interval> {
-    let read = |_| {
-        let file = std::fs::File::open(file).expect("the capture is there");
-        Capture::read(std::io::BufReader::new(file)).ok()
-    };
-    // The last block may be under way.
-    let capture = (0..1000).find_map(read);
-    capture.expect("a capture").intervals
-}
-
-fn intervals(file: &Path) -> usize {
-    written(file).len()
-}
-
 /// Sites that allocate.
-fn malloc_sites(file: &Path) -> usize {
-    let intervals = written(file);
+fn malloc_sites(recording: &Leaktrace) -> usize {
+    let intervals = recording.written();
     let sites = intervals.iter().flat_map(|interval| &interval.sites);
     sites.filter(|site| site.kind() == Kind::Malloc).count()
 }

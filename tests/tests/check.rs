@@ -1,10 +1,12 @@
 //! `leaktrace check` says what `record` then does, and does nothing itself.
 
 use std::{
-    fs::File,
+    fs::{self, File},
     io::BufReader,
     os::unix::fs::FileExt as _,
     process::{Command, Stdio},
+    thread,
+    time::Duration,
 };
 
 use leaktrace::capture::Capture;
@@ -162,6 +164,17 @@ fn a_native_program_in_text() {
     }
 }
 
+/// Whether a signal has stopped every thread: `kill` does not wait for that.
+fn stands_still(pid: i32) -> bool {
+    let mut tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
+    tasks.all(|task| {
+        // `TID (NAME) STATE …`
+        let stat = fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+        stat.rsplit_once(") ")
+            .is_some_and(|(_, rest)| rest.starts_with('T'))
+    })
+}
+
 /// Another tool has changed the code, or a debugger has a breakpoint there: the process is stopped meanwhile, so that
 /// it does not run it.
 #[test]
@@ -173,6 +186,9 @@ fn code_that_is_not_the_files_is_refused_here_and_by_record() {
     let at = &probes.last().unwrap()["at"];
     let entry = at["address"].as_u64().unwrap() - at["offset"].as_u64().unwrap();
     signal::kill(Pid::from_raw(pid), Signal::SIGSTOP).unwrap();
+    while !stands_still(pid) {
+        thread::sleep(Duration::from_millis(1));
+    }
     let memory = File::options()
         .read(true)
         .write(true)
@@ -243,9 +259,9 @@ fn processes_that_cannot_be_targets() {
     // Others than root are told so, here and for every feature that they may not ask for.
     let folder = tempfile::TempDir::with_prefix_in("leaktrace", "/tmp").unwrap();
     let binary = folder.path().join("leaktrace");
-    std::fs::copy(leaktrace_binary(), &binary).unwrap();
+    fs::copy(leaktrace_binary(), &binary).unwrap();
     use std::os::unix::{fs::PermissionsExt as _, process::CommandExt as _};
-    std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
     let output = Command::new(&binary)
         .args(["check", "--format", "json"])
         .current_dir("/tmp")

@@ -22,7 +22,12 @@ fn duration() {
     let report = finished.report();
     assert_eq!(report["window"]["end"], "duration");
     let duration = report["window"]["duration_s"].as_f64().unwrap();
-    assert!((2.9..4.5).contains(&duration), "{duration}");
+    // A machine that stands still stretches it, which is told.
+    let stood_still = report["limits"]
+        .to_string()
+        .contains("leaktrace did not run");
+    let most = if stood_still { f64::INFINITY } else { 4.5 };
+    assert!((3.0..most).contains(&duration), "{duration}");
     assert!(service.is_running());
     assert_nothing_left();
 }
@@ -46,7 +51,8 @@ fn signals() {
 fn target_exit() {
     let mut service = service();
     let run = Leaktrace::record(service.pid(), [""; 0]);
-    sleep(Duration::from_secs(3));
+    // Enough for more than `unknown`.
+    run.wait_until_written(5.0);
     service.end();
     let ended = Instant::now();
     let finished = run.wait();
@@ -74,7 +80,7 @@ fn killed() {
     let mut service = service();
     let started = Instant::now();
     let run = Leaktrace::record(service.pid(), ["--interval", "500ms"]);
-    sleep(Duration::from_secs(4));
+    let written = run.wait_until_written(2.5);
     run.signal(Signal::SIGKILL);
     let most = started.elapsed().as_secs_f64();
     let finished = run.wait();
@@ -83,7 +89,12 @@ fn killed() {
     let report = report(&finished.file);
     assert_eq!(report["window"]["end"], "lost", "{:#}", report["window"]);
     let duration = report["window"]["duration_s"].as_f64().unwrap();
-    assert!((2.5..most).contains(&duration), "{duration} of {most}");
+    // No interval is lost; the first one ends some milliseconds after the attach.
+    let least = written - 0.1;
+    assert!(
+        (least..most).contains(&duration),
+        "{least}, {duration}, {most}"
+    );
     assert!(!report["sites"].as_array().unwrap().is_empty());
     assert_nothing_left();
 }
@@ -98,17 +109,23 @@ fn speed_returns() {
     run.signal(Signal::SIGKILL);
     run.wait();
     assert_nothing_left();
-    let after = speed(&mut churn);
-    // Other work on the machine moves this by some percent; a probe left behind by much more.
-    assert!(after > before * 0.6, "{after} against {before} objects/s");
+    // Other work on the machine moves this, for some seconds by much; a probe left behind does for good.
+    let mut after = 0.0_f64;
+    for _ in 0..12 {
+        after = after.max(speed(&mut churn));
+        if after > before * 0.6 {
+            return;
+        }
+    }
+    panic!("{after} against {before} objects/s");
 }
 
-/// Median of five seconds, in objects a second.
+/// Median of five seconds, in objects a second of a processor.
 fn speed(churn: &mut Service) -> f64 {
     let mut rates = Vec::new();
     while rates.len() < 5 {
         let line: serde_json::Value = serde_json::from_str(&churn.line()).unwrap();
-        rates.extend(line["objects_per_s"].as_f64());
+        rates.extend(line["objects_per_cpu_s"].as_f64());
     }
     rates.sort_by(f64::total_cmp);
     rates[2]

@@ -24,9 +24,10 @@ fn number(value: &Value) -> f64 {
 
 #[test]
 fn few_returns_meet_a_probe() {
-    let mut service = Service::start("steady", [""; 0]);
+    let mut service = Service::start("steady", ["wait"]);
     service.line();
     let recording = record(&service);
+    service.say("");
     // One line a second.
     (0..4).for_each(|_| drop(service.line()));
     let report = end(recording);

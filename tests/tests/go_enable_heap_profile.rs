@@ -74,13 +74,15 @@ fn switch(report: &Value) -> &Value {
 
 fn names_the_leak(version: &str) {
     let mut target = Target::start(&format!("reload-{version}-nopprof"), 32 << 20);
-    let run = target.record(&[]);
-    target.service.ask("now");
+    // All that it leaks while it works is what the report has, however long it takes to attach and to end.
+    target.service.ask("pause");
     let before = target.service.truth("leaked_bytes");
+    let run = target.record(&[]);
+    target.service.ask("resume");
     let attached_s = target.service.truth("t_s");
     target.service.wait_for("t_s", attached_s + 15.0);
-    // What it has leaked from here on is what the report has, however long that takes to write.
     target.service.ask("pause");
+    target.service.ask("gc");
     let leaked = target.service.truth("leaked_bytes") - before;
     run.signal(Signal::SIGINT);
     let finished = run.wait();
@@ -192,7 +194,9 @@ fn killed() {
         assert_nothing_left();
         assert_eq!(switch(&killed.report())["end"], "unknown");
 
-        let finished = target.record(&["-d", "1s"]).wait();
+        let run = target.record(&[]);
+        run.signal(Signal::SIGINT);
+        let finished = run.wait();
         assert_eq!(finished.code, Some(0), "{}", finished.stderr);
         assert!(finished.stderr.contains("left on"), "{}", finished.stderr);
         target.is_as_before();

@@ -91,7 +91,8 @@ fn live_object_map() {
     for objects in amounts(CAPACITY) {
         let mut service = Service::start("objects-1.27.3", [""; 0]);
         service.line();
-        let run = Leaktrace::record(service.pid(), ["--live-objects", &CAPACITY.to_string()]);
+        let options = ["--force", "--live-objects", &CAPACITY.to_string()];
+        let run = Leaktrace::record(service.pid(), options);
         service.say(&objects.to_string());
         let said: Value = serde_json::from_str(&service.line()).unwrap();
         // The runtime itself allocated nothing else.

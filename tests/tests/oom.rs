@@ -1,7 +1,10 @@
 //! The kernel kills for want of memory: the capture is closed with the state at death.
 
-use std::{os::unix::process::ExitStatusExt as _, path::Path, process::Command};
+use std::{
+    fs::File, io::BufReader, os::unix::process::ExitStatusExt as _, path::Path, process::Command,
+};
 
+use leaktrace::capture::Capture;
 use leaktrace_tests::{
     Finished, Hoard, Leaktrace, MemoryCgroup, Service, assert_nothing_left, live_bytes, run,
 };
@@ -25,10 +28,16 @@ fn closed_by_the_kernel(finished: &Finished) -> Value {
     assert_eq!(window["end"], "target-oom", "{window:#}");
     let text = text(&finished.file);
     assert!(text.contains("target-oom"), "{text}");
-    // Of the last interval there was nothing to read; the one before is at most a second older.
+    // Of the last interval there was nothing to read, but of the one before it.
     let memory = &report["memory"];
-    let since = window["duration_s"].as_f64().unwrap() - memory["end_s"].as_f64().unwrap();
-    assert!((0.0..1.3).contains(&since), "{window:#}{memory:#}");
+    let file = BufReader::new(File::open(&finished.file).unwrap());
+    let intervals = Capture::read(file).unwrap().intervals;
+    let before_last = intervals[intervals.len() - 2].t_ns as f64 / 1e9;
+    let read = memory["end_s"].as_f64().unwrap();
+    assert!(
+        read > before_last - 0.001,
+        "{before_last} {window:#}{memory:#}"
+    );
     assert!(
         text.contains("as last read before the process was gone"),
         "{text}"
@@ -61,13 +70,18 @@ fn a_go_service() {
     let mut service = Service::start("reload-1.27.3", args);
     group.take(service.pid());
     service.wait_for("leaked_bytes", 1.0);
+    // It has seconds to live.
+    service.ask("pause");
     let run = Leaktrace::record(service.pid(), ["--interval", "500ms"]);
+    service.say("resume");
     let finished = run.wait();
     let report = closed_by_the_kernel(&finished);
     // It tells once a second, and one sample stands for 512 KiB.
     let leaked = service.truth("leaked_bytes");
     let live = live_bytes(&report, "go_heap", "main.(*reloader).leak") as f64;
-    let (low, high) = (0.75 * leaked, 1.25 * (leaked + 34e6));
+    let off = |bytes: f64| 4.5 / (bytes / 524_544.0).sqrt();
+    let most = leaked + 34e6;
+    let (low, high) = ((1.0 - off(leaked)) * leaked, (1.0 + off(most)) * most);
     assert!(
         (low..high).contains(&live),
         "{live} bytes live, {leaked} leaked a moment before"

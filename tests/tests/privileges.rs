@@ -147,7 +147,12 @@ fn a_native_program_is_recorded_by_nobody() {
 fn go_programs_are_recorded_by_nobody() {
     for name in ["reload-1.27.3-stripped", "reload-1.27.3-nopprof"] {
         let folder = folder();
-        let mut service = Service::start(name, [""; 0]);
+        // So little garbage that there are seconds between its collections: each is seen to its end.
+        let options = [
+            "-leak-limit-bytes=1073741824",
+            "-garbage-bytes-per-s=8388608",
+        ];
+        let mut service = Service::start(name, options);
         service.wait_for("leaked_bytes", 1.0);
         let command = leaktrace_with(&folder, &NEEDED);
         let file = folder.path().join("go.leaktrace");

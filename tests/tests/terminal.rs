@@ -20,9 +20,12 @@ fn top(service: &Service) -> Terminal {
     Terminal::start(SIZE, ["top", "-p", &pid, "--interval", "500ms"])
 }
 
-/// The line of the leaking function, once it is judged.
+/// Whether it is the line of the leaking function, and that is judged.
+fn is_leak(line: &str) -> bool {
+    line.contains(" leak ") && line.contains("main.(*rowCache).Store")
+}
+
 fn wait_for_leak(terminal: &Terminal) -> String {
-    let is_leak = |line: &str| line.contains(" leak ") && line.contains("main.(*rowCache).Store");
     let text = terminal.wait_for("leak", |text| text.lines().any(is_leak));
     text.lines().find(|line| is_leak(line)).unwrap().to_owned()
 }
@@ -125,7 +128,13 @@ fn a_leak_is_watched() {
     terminal.press("p");
     terminal.wait_for("end of the pause", |text| !text.contains("PAUSED"));
 
-    // A capture, under the name that is proposed and under another.
+    // A capture, under the name that is proposed and under another; once the verdict stands so firm that some
+    // seconds more do not change it.
+    terminal.wait_for("verdict after half a minute", |text| {
+        let watched = text.split_once("watched for ");
+        let seconds = watched.and_then(|(_, rest)| rest.split_once(" s")?.0.parse().ok());
+        seconds.is_none_or(|seconds: f64| seconds >= 30.0) && text.lines().any(is_leak)
+    });
     terminal.press("s");
     terminal.wait_for("proposed name", |text| {
         text.contains("save as: leaktrace-reload")
@@ -192,7 +201,9 @@ fn every_way_out_leaves_the_terminal_as_it_was() {
     wait_for_leak(&terminal);
     service.end();
     assert_eq!(terminal.ended().code(), Some(0));
-    let text = terminal.wait_for("end", |text| text.contains("the target exited"));
+    let text = terminal.wait_for("end", |text| {
+        text.contains("top has ended: the target exited")
+    });
     assert!(text.contains("losses"), "{text}");
     terminal.shoot("top-target-exit");
     assert_nothing_left();

@@ -244,9 +244,11 @@ fn debuginfod_server(build_id: &str, file: Vec<u8>) -> (String, std::sync::mpsc:
                 "HTTP/1.1 {status}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
                 body.len()
             );
+            // Who has the answer finds the question told.
+            let is_over = asked.send(question).is_err();
             stream.write_all(head.as_bytes()).unwrap();
             stream.write_all(body).unwrap();
-            if asked.send(question).is_err() {
+            if is_over {
                 break;
             }
         }

@@ -133,13 +133,17 @@ impl Terminal {
             .expect("the terminal takes keys");
     }
 
-    /// Changes its size, as dragging a window's corner does.
+    /// Changes its size, as dragging a window's corner does. What is waited for after it was drawn after it: the
+    /// screen is cleared.
     ///
     /// # Panics
     ///
     /// The terminal is gone.
     pub fn resize(&self, rows: u16, columns: u16) {
-        self.screen.lock().set_size(size(rows), size(columns));
+        let mut parser = self.screen.lock();
+        parser.set_size(size(rows), size(columns));
+        parser.process(b"\x1b[2J\x1b[H");
+        drop(parser);
         self.pty
             .resize(Size::new(rows, columns))
             .expect("the terminal has a size");

@@ -1,5 +1,9 @@
 // Allocates and frees at a steady rate, from 512 places in turn: five pairs of malloc and free a millisecond, which are
 // 10,000 calls a second. One block in a hundred is kept. Says each second how many calls it made; ends when stdin closes.
+//
+//   steady [wait]
+//
+// With `wait` it begins at the first line on stdin.
 
 #include <poll.h>
 #include <stdio.h>
@@ -38,7 +42,7 @@ static void __attribute__((noinline)) go(unsigned place, int depth)
 	__asm__ volatile(""); // no tail call
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
 	struct pollfd input = { .fd = 0, .events = POLLIN };
 	struct timespec next;
@@ -47,6 +51,8 @@ int main(void)
 	unsigned long before = 0;
 	printf("ready %d\n", getpid());
 	fflush(stdout);
+	if (argc > 1 && strcmp(argv[1], "wait") == 0 && read(0, line, sizeof line) <= 0)
+		return 0;
 	clock_gettime(CLOCK_MONOTONIC, &next);
 	for (unsigned long ms = 1;; ms++) {
 		for (int i = 0; i < PAIRS_A_MS; i++)

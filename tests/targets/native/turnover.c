@@ -1,8 +1,8 @@
 // A loop that does nothing but allocate and free, with a rare leak, beside caches of several ages.
 //
-//   turnover
+//   turnover [PAIRS]
 //
-// Each ten thousandth allocation is one of `leaks`: a block of 4 KiB that is kept. As rarely each cache lets its
+// Each PAIRSth allocation (ten thousandth) is one of `leaks`: a block of 4 KiB that is kept. As rarely each cache lets its
 // oldest block go and takes a new one; they are full from the beginning. A line on stdin is answered by one of
 // JSON: how many pairs of allocation and free the loop has made, how many blocks it has leaked, and when, on
 // CLOCK_MONOTONIC.
@@ -16,7 +16,7 @@
 
 #define NOINLINE __attribute__((noinline, noclone))
 
-enum { PAIRS = 10000, LOOK = 16 };
+enum { LOOK_PAIRS = 160000 };
 
 // Without this the compiler may know what `malloc` does and leave the pair out.
 static void *volatile seen;
@@ -38,7 +38,7 @@ enum { CACHES = sizeof caches / sizeof *caches };
 
 static NOINLINE void leaks(void) { seen = malloc(4096); }
 
-static NOINLINE void turns(unsigned n)
+static NOINLINE void turns(unsigned long long n)
 {
 	void *block = malloc(32 + (n & 127));
 	seen = block;
@@ -53,8 +53,10 @@ static NOINLINE void turn_over(struct cache *cache)
 	cache->oldest = (cache->oldest + 1) % cache->blocks;
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
+	unsigned long long pairs = argc > 1 ? strtoull(argv[1], NULL, 10) : 10000;
+	unsigned long long look = pairs < LOOK_PAIRS ? LOOK_PAIRS / pairs : 1;
 	for (int i = 0; i < CACHES; i++) {
 		struct cache *cache = &caches[i];
 		cache->at = calloc(cache->blocks, sizeof *cache->at);
@@ -65,21 +67,21 @@ int main(void)
 	printf("ready %d\n", getpid());
 	fcntl(0, F_SETFL, O_NONBLOCK);
 	for (unsigned long long leaked = 0;;) {
-		for (unsigned n = 0; n < PAIRS; n++)
+		for (unsigned long long n = 0; n < pairs; n++)
 			turns(n);
 		leaks();
 		leaked++;
 		for (int i = 0; i < CACHES; i++)
 			turn_over(&caches[i]);
 		char line;
-		if (leaked % LOOK == 0) {
+		if (leaked % look == 0) {
 			long got = read(0, &line, 1);
 			if (got == 0)
 				return 0;
 			if (got == 1 && line == '\n') {
 				struct timespec now;
 				clock_gettime(CLOCK_MONOTONIC, &now);
-				printf("{\"pairs\": %llu, \"leaked\": %llu, \"ns\": %lld}\n", leaked * PAIRS, leaked,
+				printf("{\"pairs\": %llu, \"leaked\": %llu, \"ns\": %lld}\n", leaked * pairs, leaked,
 				       now.tv_sec * 1000000000LL + now.tv_nsec);
 			}
 		}
