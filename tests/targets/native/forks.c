@@ -72,7 +72,8 @@ static int make(pid_t *pid)
 static void child(int n, void *inherited)
 {
 	pid_t grandchild;
-	close(other[0]);
+	if (n != 2)
+		close(other[0]);
 	if (n != 3)
 		close(other[1]);
 	if (n == 0 && make(&grandchild)) {
@@ -92,8 +93,10 @@ static void child(int n, void *inherited)
 		n < 2 ? worker_keeps() : ended_keeps();
 	free(inherited);
 	shared->done++;
+	// After the other one has become another program: what happens last must be seen, too.
+	char none;
 	if (n == 2)
-		_exit(0);
+		_exit(read(other[0], &none, 1) != 0);
 	if (n == 3)
 		execl("/proc/self/exe", "forks", "another", NULL);
 	for (;;)
@@ -133,10 +136,9 @@ int main(int argc, char **argv)
 			shared->go = 1;
 			while (shared->done < CHILDREN + 1)
 				usleep(1000);
-			// It has ended, and the other one has become another program.
-			waitpid(pids[2], NULL, 0);
-			char none;
-			if (read(other[0], &none, 1) != 0)
+			int status;
+			waitpid(pids[2], &status, 0);
+			if (status != 0)
 				return 1;
 			printf("{\"asked\": \"work\"");
 			for (int s = 0; s < SITES; s++)
