@@ -174,7 +174,8 @@ impl Leaktrace {
         capture.expect("a capture").intervals
     }
 
-    /// Waits until so many seconds of the recording are in its capture; gives how many are.
+    /// Waits until so many seconds of the recording are in its capture, between its first interval's end and its last
+    /// one's; gives how many are.
     ///
     /// # Panics
     ///
@@ -183,11 +184,13 @@ impl Leaktrace {
         let end = Instant::now() + Duration::from_secs_f64(seconds + 60.0);
         loop {
             let written = self.written();
-            let last = written.last().map_or(0.0, |last| last.t_ns as f64 / 1e9);
-            if last >= seconds {
-                return last;
+            let ends = written.first().zip(written.last());
+            let ns = ends.map_or(0, |(first, last)| last.t_ns - first.t_ns);
+            let there = ns as f64 / 1e9;
+            if there >= seconds {
+                return there;
             }
-            assert!(Instant::now() < end, "{last} s of {seconds} s are written");
+            assert!(Instant::now() < end, "{there} s of {seconds} s are written");
             thread::sleep(Duration::from_millis(100));
         }
     }
