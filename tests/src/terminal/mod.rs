@@ -107,16 +107,34 @@ impl Terminal {
         self.wait_until(what, |screen| is_there(&screen.contents()))
     }
 
+    /// Whether the screen comes to show what is wanted within some seconds.
+    pub fn comes_to_show(&self, is_there: impl Fn(&str) -> bool) -> bool {
+        let is_there = |screen: &vt100::Screen| is_there(&screen.contents());
+        self.watch(Duration::from_secs(10), is_there).is_ok()
+    }
+
     fn wait_until(&self, what: &str, is_so: impl Fn(&vt100::Screen) -> bool) -> String {
-        let end = Instant::now() + PATIENCE;
+        self.watch(PATIENCE, is_so)
+            .unwrap_or_else(|text| panic!("no {what}:\n{text}"))
+    }
+
+    /// The text of the screen once it is so, or in the end.
+    fn watch(
+        &self,
+        patience: Duration,
+        is_so: impl Fn(&vt100::Screen) -> bool,
+    ) -> Result<String, String> {
+        let end = Instant::now() + patience;
         let mut parser = self.screen.lock();
         loop {
             let text = parser.screen().contents();
             if is_so(parser.screen()) {
-                return text;
+                return Ok(text);
             }
             let left = end.saturating_duration_since(Instant::now());
-            assert!(!left.is_zero(), "no {what}:\n{text}");
+            if left.is_zero() {
+                return Err(text);
+            }
             let waited = self.screen.changed.wait_timeout(parser, left);
             parser = waited.expect("the reader does not panic").0;
         }
