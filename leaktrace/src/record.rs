@@ -301,7 +301,6 @@ async fn watch(
     own.stop();
     let in_windows = windows.is_on();
     windows.stop(&mut session.drain)?;
-    session.take_events(recorder)?;
     session.memory.whole_next();
     session.interval(recorder, true)?;
     if let Some(max_memory) = options.retention {
@@ -350,6 +349,8 @@ impl Session<'_> {
     }
 
     fn interval(&mut self, recorder: &mut dyn Recorder, is_last: bool) -> Result<()> {
+        // Blocks of processes that have ended are not in it.
+        self.take_events(recorder)?;
         self.t_ns = self.start.elapsed().as_nanos() as u64;
         let mut interval = self.drain.interval(self.t_ns)?;
         interval.memory = self.memory.read();

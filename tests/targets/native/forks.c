@@ -3,8 +3,8 @@
 //   forks
 //
 // Lines on stdin: "fork" makes four children, the first of which makes one of its own, and says their ids. "work"
-// lets all of them allocate: the first two and the grandchild stay, the third ends, the fourth becomes another
-// program; each frees its copy of a block that it has from its parent. When they are done the answer is a line of
+// lets all of them allocate: the first two and the grandchild stay, the fourth becomes another program, and then the
+// third ends; each frees its copy of a block that it has from its parent. When they are done the answer is a line of
 // JSON: what each function has allocated, and what of that was freed. They end with their parent.
 
 #define _GNU_SOURCE
