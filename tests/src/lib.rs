@@ -32,6 +32,12 @@ use std::path::{Path, PathBuf};
 
 use leaktrace::go::{GoBinary, GoVariable};
 
+/// By how much of `bytes`, all in objects of 512 bytes, Go's sampling estimates may be off by chance: 4.5 standard
+/// deviations, which is exceeded less than once in a hundred thousand times. A sample stands for 524,544 bytes.
+pub fn off_by_chance(bytes: f64) -> f64 {
+    4.5 / (bytes / 524_544.0).sqrt()
+}
+
 /// Folder of the project.
 pub fn root() -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))

@@ -181,17 +181,37 @@ impl Leaktrace {
     ///
     /// They are not within a minute more.
     pub fn wait_until_written(&self, seconds: f64) -> f64 {
-        let end = Instant::now() + Duration::from_secs_f64(seconds + 60.0);
+        let there = |written: &[Interval]| {
+            let ends = written.first().zip(written.last());
+            ends.map_or(0.0, |(first, last)| (last.t_ns - first.t_ns) as f64 / 1e9)
+        };
+        let patience = Duration::from_secs_f64(seconds + 60.0);
+        there(&self.wait_for_intervals(patience, |written| there(written) >= seconds))
+    }
+
+    /// Waits until so many more intervals are in its capture.
+    ///
+    /// # Panics
+    ///
+    /// They are not within a minute.
+    pub fn wait_until_more_is_written(&self, intervals: usize) {
+        let wanted = self.written().len() + intervals;
+        self.wait_for_intervals(Duration::from_secs(60), |written| written.len() >= wanted);
+    }
+
+    fn wait_for_intervals(
+        &self,
+        patience: Duration,
+        is_enough: impl Fn(&[Interval]) -> bool,
+    ) -> Vec<Interval> {
+        let end = Instant::now() + patience;
         loop {
             let written = self.written();
-            let ends = written.first().zip(written.last());
-            let ns = ends.map_or(0, |(first, last)| last.t_ns - first.t_ns);
-            let there = ns as f64 / 1e9;
-            if there >= seconds {
-                return there;
+            if is_enough(&written) {
+                return written;
             }
-            assert!(Instant::now() < end, "{there} s of {seconds} s are written");
-            thread::sleep(Duration::from_millis(100));
+            assert!(Instant::now() < end, "only {} are written", written.len());
+            thread::sleep(Duration::from_millis(50));
         }
     }
 

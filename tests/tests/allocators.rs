@@ -1,7 +1,7 @@
 //! Native allocators: what the probes count at every function is what the program counts itself, to the
 //! block and the byte, with one thread and with eight, whatever the allocator.
 
-use std::{ffi::OsString, path::Path, thread::sleep, time::Duration};
+use std::{ffi::OsString, path::Path};
 
 use leaktrace::capture::schema::Kind;
 use leaktrace_tests::{
@@ -181,10 +181,7 @@ fn a_library_loaded_later_is_probed() {
     // All that calls the C library has been called, also by what loads, and is in the file.
     service.ask("run 320");
     service.ask("load");
-    let written = recording.written().len();
-    while recording.written().len() < written + 3 {
-        sleep(Duration::from_millis(50));
-    }
+    recording.wait_until_more_is_written(3);
     let before = malloc_sites(&recording);
     // Its probes are live when the capture has blocks of a function that only calls it.
     let mut rounds = 0;

@@ -5,7 +5,9 @@
 //! is the oldest and the newest release in all modes. The services of one release run and are
 //! recorded at once, each by a leaktrace of its own.
 
-use leaktrace_tests::{Leaktrace, Service, assert_nothing_left, go_modes, go_versions};
+use leaktrace_tests::{
+    Leaktrace, Service, assert_nothing_left, go_modes, go_versions, off_by_chance,
+};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
@@ -23,12 +25,6 @@ const WINDOW_S: f64 = 20.0;
 
 /// What leaks in it at least, on a machine that is slow: some 600 samples.
 const LEAKED: f64 = 320e6;
-
-/// What a sample stands for: an object of 512 bytes is one with a probability of 512 in 524,288, or a little less.
-const OF_A_SAMPLE: f64 = 524_544.0;
-
-/// An estimate is that many standard deviations off less than once in a hundred thousand times.
-const DEVIATIONS: f64 = 4.5;
 
 /// The leaking line's function, as the reports name it, and the line.
 const LEAK: (&str, &str) = ("main.(*rowCache).Store", "c.m.Store(r.ID, r)");
@@ -149,9 +145,8 @@ fn the_leaking_line_is_named_with_its_size() {
 
 /// Holds an estimate against the truth, by what it is off by chance: 18 % of 320 MB.
 fn is_about(name: &str, live: f64, truth: f64) {
-    let off = DEVIATIONS / (truth / OF_A_SAMPLE).sqrt();
     assert!(
-        (live / truth - 1.0).abs() < off,
+        (live / truth - 1.0).abs() < off_by_chance(truth),
         "{name}: live {live} against {truth}"
     );
 }

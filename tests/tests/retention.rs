@@ -18,23 +18,16 @@ use serde_json::Value;
 /// Long enough for a verdict, by the service's clock.
 const WINDOW_S: f64 = 14.0;
 
-/// Eight times as many samples as by default: of a hundred or two a leak seems to slow down in one recording in a
+/// Bytes a sample, eight times as many as by default: of a hundred or two a leak seems to slow down in one recording in a
 /// hundred (docs/verdict.md).
-const SAMPLE: &str = "64KiB";
+const SAMPLE: &str = "65536";
 
 /// Starts a service whose own heap sampler takes so many, and a recording that does.
 fn start(name: &str, arguments: &[&str], options: &[&str]) -> (Service, Leaktrace, f64) {
-    let mut service = Service::start_at(
-        Path::new("/usr/bin/env"),
-        [
-            &[
-                "GODEBUG=memprofilerate=65536",
-                sample(name).to_str().unwrap(),
-            ],
-            arguments,
-        ]
-        .concat(),
-    );
+    let variable = format!("GODEBUG=memprofilerate={SAMPLE}");
+    let program = sample(name);
+    let command = [&[&*variable, program.to_str().unwrap()], arguments].concat();
+    let mut service = Service::start_at(Path::new("/usr/bin/env"), command);
     service.wait_for("leaked_bytes", 1.0);
     let options = [&["--retention", "--sample", SAMPLE], options].concat();
     let run = Leaktrace::record(service.pid(), options);
